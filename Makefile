@@ -1,0 +1,45 @@
+# Every target sets up .venv by itself; all it needs is Python >= 3.10 with venv, make and a package registry.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+# What `make test` installs: EXTRAS=test,torch-test adds torch, without which the tests that need it are skipped.
+EXTRAS ?= test
+# More arguments for pytest, for instance PYTEST_ARGS='-k barrier'.
+PYTEST_ARGS ?=
+
+comma := ,
+# The stamp of a set of extras: made again when the lists of dependencies change.
+stamp = $(VENV)/.installed-$(subst $(comma),+,$(1))
+
+.PHONY: help demo test lint clean
+
+help:
+	@echo 'make demo   train on real images with one process, then with 4 workers and 2 servers'
+	@echo 'make test   run the tests'
+	@echo 'make lint   ruff, mypy, the layers of imports, sleeps in tests'
+	@echo 'make clean  remove .venv and everything that was built'
+
+demo: $(call stamp,examples)
+	$(BIN)/python examples/demo.py
+
+test: $(call stamp,$(EXTRAS))
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(call stamp,lint)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m tests.lint_sleep
+
+$(VENV)/.created:
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.installed-%: $(VENV)/.created setup.cfg pyproject.toml
+	@echo 'Installing pslite[$(subst +,$(comma),$*)] into $(VENV)'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(subst +,$(comma),$*)]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .demo
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

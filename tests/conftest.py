@@ -1,0 +1,61 @@
+"""Fixtures for all tests. Helpers are imported as ``from tests.harness import ...``."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import hypothesis
+import pytest
+
+from tests.harness import FakeClock, leaks
+
+leaks.watch()
+
+# On a busy machine a slow example is no failure; pytest's time limit stays.
+hypothesis.settings.register_profile("no-deadline", deadline=None)
+hypothesis.settings.load_profile("no-deadline")
+
+
+@pytest.fixture(autouse=True)
+def _test_leaves_nothing() -> Iterator[None]:
+    yield from leaks.check("this test")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _module_leaves_nothing() -> Iterator[None]:
+    yield from leaks.check("the fixtures of this module")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _session_leaves_nothing() -> Iterator[None]:
+    yield from leaks.check("the fixtures of this session")
+
+
+@pytest.fixture
+def fake_clock() -> FakeClock:
+    """A clock that stands still until ``fake_clock.advance(seconds)``."""
+    return FakeClock()
+
+
+@pytest.fixture
+def weird_tmp_path(tmp_path: Path) -> Path:
+    """A directory whose name breaks whatever passes it through a shell or splits it."""
+    path = tmp_path / "a b 'c' \"d\" $(echo foo)\nüñ;&*"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture(scope="session")
+def torch() -> ModuleType:
+    """The torch package; skips the test where it is not installed, which is a failure if CI=true."""
+    try:
+        return importlib.import_module("torch")
+    except ImportError:
+        reason = "needs torch: make test EXTRAS=test,torch-test"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
