@@ -1,0 +1,174 @@
+"""All settings of a process, validated in one place: nothing else reads the environment."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from .errors import ConfigError
+from .ids import ROLES
+
+T = TypeVar("T")
+
+MAX_JOB = 64  # characters; every message carries it
+TRANSPORTS = ("auto", "ipc", "tcp")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a process must know to join a job. ``Config.from_env()`` reads the DMLC_, PS_ and PSLITE_ variables.
+
+    Times are seconds; ``None`` means for ever. ``rank`` is a wish that the scheduler grants or refuses.
+    """
+
+    role: str = "worker"
+    num_workers: int = 1
+    num_servers: int = 1
+    root: str = ""  # where the scheduler listens: tcp://host:port, ipc:///path, inproc://name
+    root_fd: int | None = None  # the scheduler's listening socket, opened by the launcher
+    rank: int | None = None
+    job: str = ""  # run id; empty lets the scheduler make one
+    job_dir: str = ""  # 0700 directory of a local job: ipc sockets live here
+    host: str = ""  # the address that peers reach this process at; empty lets the route to the scheduler decide
+    transport: str = "auto"
+    security: str = ""
+    timeout: float | None = 600.0
+    start_timeout: float | None = 60.0
+    resend_timeout: float = 1.0
+    drop_rate: float = 0.0
+    verbose: int = 0
+    bigarray_bound: int = 1_000_000  # elements: a larger array is split over the servers
+    notices: tuple[str, ...] = field(default=(), compare=False)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Config:
+        """Read and validate the environment; raises ConfigError with the bad value and what is allowed."""
+        env = os.environ if environ is None else environ
+        read = _Reader(env)
+        role = read.role() or "worker"
+        num_workers = read.number("DMLC_NUM_WORKER", 1, int, 1)
+        num_servers = read.number("DMLC_NUM_SERVER", 1, int, 1)
+        return cls(
+            role=role,
+            num_workers=num_workers,
+            num_servers=num_servers,
+            root=_root(env),
+            root_fd=read.optional("PSLITE_ROOT_FD", int),
+            rank=_wanted_rank(read, role, num_servers if role == "server" else num_workers),
+            job=_job(env.get("PSLITE_JOB_ID", "")),
+            job_dir=env.get("PSLITE_JOB_DIR", ""),
+            host=env.get("DMLC_NODE_HOST", "") or _interface_address(env.get("DMLC_INTERFACE", "")),
+            transport=read.choice("PSLITE_TRANSPORT", "auto", TRANSPORTS),
+            security=read.choice("PSLITE_SECURITY", "", ("", "none")),
+            timeout=read.number("PSLITE_TIMEOUT", 600.0, float, 0) or None,
+            start_timeout=read.number("PSLITE_START_TIMEOUT", 60.0, float, 0) or None,
+            resend_timeout=read.number("PS_RESEND_TIMEOUT", 1000, float, 1) / 1000,
+            drop_rate=read.number("PS_DROP_MSG", 0, float, 0, 100) / 100,
+            verbose=read.number("PS_VERBOSE", 0, int, 0),
+            bigarray_bound=read.number("MXNET_KVSTORE_BIGARRAY_BOUND", 1_000_000, int, 1),
+            notices=("PS_RESEND is not needed: delivery is always on",) if "PS_RESEND" in env else (),
+        )
+
+    @property
+    def is_local(self) -> bool:
+        """Whether every process of the job is on this host, as far as the root address tells."""
+        parts = urlsplit(self.root)
+        return parts.scheme != "tcp" or is_loopback(parts.hostname or "")
+
+
+def role_in_job() -> str:
+    """This process's role, or "" outside a job; raises ConfigError for an unknown one."""
+    return _Reader(os.environ).role()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this host's loopback."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class _Reader:
+    """Typed look-ups whose errors show the variable, its value, and what is allowed."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self._env = env
+
+    def optional(self, name: str, kind: Callable[[str], T]) -> T | None:
+        text = self._env.get(name, "").strip()
+        if not text:
+            return None
+        try:
+            return kind(text)
+        except ValueError:
+            raise ConfigError(name=name, value=text, allowed="give a number") from None
+
+    def number(
+        self, name: str, default: Any, kind: Callable[[str], Any], least: float, most: float = float("inf")
+    ) -> Any:
+        value = self.optional(name, kind)
+        if value is not None and not least <= value <= most:
+            limit = "" if most == float("inf") else f" and at most {most}"
+            raise ConfigError(name=name, value=value, allowed=f"give a number that is at least {least}{limit}")
+        return default if value is None else value
+
+    def role(self) -> str:
+        return self.choice("DMLC_ROLE", "", ("", *ROLES))
+
+    def choice(self, name: str, default: str, allowed: tuple[str, ...]) -> str:
+        value = self._env.get(name, "").strip().lower() or default
+        if value not in allowed:
+            listed = ", ".join(a for a in allowed if a)
+            raise ConfigError(name=name, value=value, allowed=f"allowed are {listed}")
+        return value
+
+
+def _job(name: str) -> str:
+    if len(name) > MAX_JOB:
+        raise ConfigError(name="PSLITE_JOB_ID", value=name, allowed=f"give at most {MAX_JOB} characters")
+    return name
+
+
+def _root(env: Mapping[str, str]) -> str:
+    if env.get("PSLITE_ROOT"):
+        return env["PSLITE_ROOT"]
+    uri, port = env.get("DMLC_PS_ROOT_URI", ""), env.get("DMLC_PS_ROOT_PORT", "")
+    if not uri:
+        return ""
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(name="DMLC_PS_ROOT_PORT", value=port or None, allowed="give the scheduler's port, 1 to 65535")
+    return f"tcp://[{uri}]:{port}" if ":" in uri else f"tcp://{uri}:{port}"
+
+
+def _wanted_rank(read: _Reader, role: str, count: int) -> int | None:
+    for name in ("DMLC_RANK", "DMLC_SERVER_ID" if role == "server" else "DMLC_WORKER_ID", "DMLC_TASK_ID"):
+        rank = read.optional(name, int)
+        if rank is not None and (name != "DMLC_TASK_ID" or 0 <= rank < count):  # some trackers number all tasks in one
+            return rank
+    return None
+
+
+def _interface_address(name: str) -> str:
+    """The IPv4 address of a network interface; Linux only."""
+    if not name:
+        return ""
+    import fcntl
+    import socket
+    import struct
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            packed = fcntl.ioctl(probe.fileno(), 0x8915, struct.pack("256s", name.encode()[:15]))  # SIOCGIFADDR
+        except OSError:
+            known = ", ".join(n for _, n in socket.if_nameindex())
+            raise ConfigError(
+                name="DMLC_INTERFACE", value=name, allowed=f"interfaces with IPv4 are among {known}"
+            ) from None
+    return socket.inet_ntoa(packed[20:24])

@@ -1,0 +1,160 @@
+"""Key-value pairs, and how they are cut into one slice per server."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from . import dtypes
+from .errors import ConfigError, ProtocolError
+from .wire import Message
+
+Array = np.ndarray[Any, Any]
+
+_HAS_VERSIONS, _HAS_LENS, _HAS_ROUNDS, _IS_LIST = 1, 2, 4, 8  # bits of the first element of a DATA message's body
+
+
+@dataclass(slots=True, eq=False)
+class KVPairs:
+    """Keys and their values.
+
+    ``keys``: uint64, unique and ascending. ``vals``: either one 1-D array with the values of all keys behind each
+    other (``lens`` says how many each key has; without it all have the same number), or a list with one array of any
+    shape and dtype for each key. ``versions`` and ``rounds``: optional, uint64, one for each key: the version that a
+    value is, or was computed from, and the sender's count of pushes of that key.
+    """
+
+    keys: NDArray[np.uint64]
+    vals: Array | list[Array]
+    lens: NDArray[np.int64] | None = None
+    versions: NDArray[np.uint64] | None = None
+    rounds: NDArray[np.uint64] | None = None
+    codes: list[int] | None = None  # dtype codes when ``vals`` is a list and numpy's dtype does not tell (bfloat16)
+
+    def slice(self, lo: int, hi: int) -> KVPairs:
+        """The pairs from index ``lo`` to ``hi``, as views."""
+        part = replace(
+            self,
+            keys=self.keys[lo:hi],
+            versions=None if self.versions is None else self.versions[lo:hi],
+            rounds=None if self.rounds is None else self.rounds[lo:hi],
+        )
+        if isinstance(self.vals, list):
+            part.vals = self.vals[lo:hi]
+            part.codes = None if self.codes is None else self.codes[lo:hi]
+        elif self.lens is None:
+            per_key = len(self.vals) // max(len(self.keys), 1)
+            part.vals = self.vals[lo * per_key : hi * per_key]
+        else:
+            ends = np.concatenate([[0], np.cumsum(self.lens)])
+            part.vals, part.lens = self.vals[int(ends[lo]) : int(ends[hi])], self.lens[lo:hi]
+        return part
+
+
+Slicer = Callable[[KVPairs, Sequence[tuple[int, int]]], list[KVPairs | None]]
+"""Cuts pairs by the servers' key ranges: one entry per server, None for a server that gets nothing."""
+
+
+def default_slicer(pairs: KVPairs, ranges: Sequence[tuple[int, int]]) -> list[KVPairs | None]:
+    """Each server gets the keys in its range."""
+    if len(ranges) == 1:
+        return [pairs if len(pairs.keys) else None]
+    bounds = [int(np.searchsorted(pairs.keys, np.uint64(first))) for first, _ in ranges[1:]]
+    edges = [0, *bounds, len(pairs.keys)]
+    return [pairs.slice(lo, hi) if hi > lo else None for lo, hi in itertools.pairwise(edges)]
+
+
+def checked_keys(keys: ArrayLike) -> NDArray[np.uint64]:
+    """Keys as uint64; raises ConfigError unless they are unique and ascending, which slicing relies on."""
+    array = np.asarray(keys)
+    if array.dtype != np.uint64:
+        if array.dtype.kind not in "iu" or (array.size and array.min() < 0):
+            raise ConfigError(name="keys", value=str(array.dtype), allowed="give integers from 0 to 2**64 - 1")
+        array = array.astype(np.uint64)
+    if array.ndim != 1 or (array.size > 1 and not bool(np.all(array[1:] > array[:-1]))):
+        raise ConfigError(
+            name="keys", value=f"shape {array.shape}", allowed="keys must be 1-D, unique and ascending: sort them first"
+        )
+    return array
+
+
+def checked_pairs(keys: ArrayLike, vals: Any, lens: ArrayLike | None) -> KVPairs:
+    """Pairs of one flat array, with the lengths checked."""
+    checked = checked_keys(keys)
+    flat = np.ascontiguousarray(vals)
+    if flat.ndim != 1:
+        raise ConfigError(
+            name="vals", value=f"shape {flat.shape}", allowed="give one 1-D array with all values behind each other"
+        )
+    if lens is None:
+        if len(flat) % max(len(checked), 1):
+            raise ConfigError(
+                name="vals", value=f"{len(flat)} values", allowed=f"{len(checked)} keys of equal length, or pass lens"
+            )
+        return KVPairs(checked, flat)
+    lengths = np.asarray(lens, np.int64)
+    if lengths.shape != checked.shape or int(lengths.sum()) != len(flat) or (lengths < 0).any():
+        raise ConfigError(
+            name="lens",
+            value=f"{lengths.size} lengths, sum {int(lengths.sum())}",
+            allowed=f"one for each of {len(checked)} keys, sum {len(flat)}",
+        )
+    return KVPairs(checked, flat, lengths)
+
+
+_COLUMNS = ((_HAS_VERSIONS, "versions"), (_HAS_LENS, "lens"), (_HAS_ROUNDS, "rounds"))
+
+
+def pack(pairs: KVPairs, message: Message, meta: Any) -> Message:
+    """Put pairs into a message: arrays are keys, the columns that there are, in a fixed order, then the values."""
+    bits = 0
+    arrays: list[np.ndarray[Any, Any]] = [pairs.keys]
+    for bit, name in _COLUMNS:
+        column = getattr(pairs, name)
+        if column is not None:
+            bits |= bit
+            arrays.append(column)
+    if isinstance(pairs.vals, list):
+        bits |= _IS_LIST
+        if pairs.codes is not None:
+            message.codes = [dtypes.code_of(a.dtype) for a in arrays] + pairs.codes
+        arrays += pairs.vals
+    else:
+        arrays.append(pairs.vals)
+    message.arrays = arrays
+    message.body = [bits, meta]
+    return message
+
+
+def unpack(message: Message) -> KVPairs:
+    """The pairs in a DATA message; raises ProtocolError if it is malformed."""
+    if not message.arrays:
+        return KVPairs(np.empty(0, np.uint64), [])
+    if not (isinstance(message.body, list) and len(message.body) == 2 and isinstance(message.body[0], int)):
+        raise ProtocolError("a key-value message without its description")
+    bits = message.body[0]
+    names = [name for bit, name in _COLUMNS if bits & bit]
+    head = 1 + len(names)
+    keys, *columns = message.arrays[:head]
+    if len(columns) < len(names) or keys.ndim != 1 or keys.dtype != np.uint64:
+        raise ProtocolError("a key-value message lacks its keys, versions or lengths")
+    if any(column.shape != keys.shape for column in columns):
+        raise ProtocolError("the keys, versions and lengths of a key-value message do not fit each other")
+    values = message.arrays[head:]
+    pairs = KVPairs(keys, values)
+    for name, column in zip(names, columns, strict=True):
+        setattr(pairs, name, column)
+    if bits & _IS_LIST:
+        if len(values) not in (0, len(keys)):
+            raise ProtocolError(f"{len(values)} values came for {len(keys)} keys")
+        pairs.codes = (message.codes or [])[head:]
+    else:
+        if len(values) != 1 or values[0].ndim != 1:
+            raise ProtocolError("the flat values of a key-value message are missing")
+        pairs.vals = values[0]
+    return pairs

@@ -1,0 +1,81 @@
+"""Which addresses a process listens on, and which of a peer's it connects to."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from urllib.parse import urlsplit
+
+from pslite.config import Config, is_loopback
+from pslite.errors import ConfigError
+from pslite.van.base import Van
+from pslite.van.zmq_van import ZmqVan
+
+log = logging.getLogger("pslite")
+
+
+def open_van(config: Config, identity: str) -> Van:
+    """The van for the root's address scheme."""
+    scheme = urlsplit(config.root).scheme
+    if scheme not in ("tcp", "ipc"):
+        raise ConfigError(name="root", value=config.root, allowed="addresses are tcp://host:port or ipc:///path")
+    return ZmqVan(identity, heartbeats=config.role == "scheduler")
+
+
+def to_listen(config: Config, identity: str) -> list[str]:
+    """Where this process accepts connections. Workers bind nothing, and so work behind NAT.
+
+    A job in one job directory uses ipc there and opens no TCP port unless the transport says so. Raises ConfigError
+    for an address that other hosts reach, unless PSLITE_SECURITY=none.
+    """
+    scheme = urlsplit(config.root).scheme
+    if config.role == "worker":
+        return []
+    if config.role == "scheduler":
+        if scheme == "tcp":
+            _must_be_safe(urlsplit(config.root).hostname or "", config)
+        return [config.root]
+    if scheme == "inproc":
+        return [f"inproc://{identity}"]
+    listen = []
+    if config.job_dir and config.transport != "tcp":
+        listen.append(f"ipc://{config.job_dir}/{identity.rsplit('/', 1)[1]}.sock")
+    if config.transport == "tcp" or not config.is_local or not config.job_dir:
+        host = config.host or _host_towards(config.root)
+        _must_be_safe(host, config)
+        listen.append(f"tcp://[{host}]:0" if ":" in host else f"tcp://{host}:0")
+    return listen
+
+
+def pick(candidates: list[str]) -> str:
+    """The best of a peer's addresses: ipc if its socket is on this host, else tcp."""
+    for address in candidates:
+        if address.startswith("ipc://") and os.path.exists(address[len("ipc://") :]):
+            return address
+    return next((a for a in candidates if not a.startswith("ipc://")), candidates[0])
+
+
+def _host_towards(root: str) -> str:
+    """The address of this host on the route to the scheduler."""
+    parts = urlsplit(root)
+    host, port = parts.hostname or "127.0.0.1", parts.port or 1
+    if is_loopback(host):
+        return "127.0.0.1" if host == "localhost" else host
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(address)  # a UDP connect sends nothing, it only chooses the route
+        return str(probe.getsockname()[0])
+
+
+def _must_be_safe(host: str, config: Config) -> None:
+    if is_loopback(host):
+        return
+    if config.security != "none":
+        raise ConfigError(
+            name="DMLC_PS_ROOT_URI",
+            value=config.root,
+            allowed="other hosts reach this address: set PSLITE_SECURITY=none on every process to accept that "
+            "anybody on the network can take part",
+        )
+    log.warning("listening on %s without authentication: PSLITE_SECURITY=none", host)

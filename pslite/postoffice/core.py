@@ -1,0 +1,384 @@
+"""The brain of one process: delivery, the roster, and on the scheduler the services of the job. No I/O.
+
+Every method takes the time and returns the actions that the shell must carry out, in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pslite import ids
+from pslite.delivery import Delivery, Pending, Send
+from pslite.errors import JoinError, PeerError, PeerLost, ProtocolError, PSError, WorkerFinished
+from pslite.van.base import LinkDown, LinkUp, Received, Rejected, VanEvent
+from pslite.wire import Flag, Kind, Link, Message, Op
+
+from .membership import LOST_AFTER, Hint
+from .scheduler import Scheduler
+
+LOOPBACK: Link = 0  # the link of a process to itself
+MAX_EARLY = 1024  # requests kept while the welcome is on its way
+
+
+@dataclass(slots=True)
+class Connect:
+    """Make a connection to a node at one of these addresses."""
+
+    node: int
+    addresses: list[str]
+
+
+@dataclass(slots=True)
+class Deliver:
+    """Hand a request to the application."""
+
+    message: Message
+
+
+@dataclass(slots=True)
+class PeerEnded:
+    """Tell the application that a node finished, failed or was lost; ``error`` says which."""
+
+    node: int
+    error: PeerError
+
+
+@dataclass(slots=True)
+class Log:
+    """Write a line to the log."""
+
+    level: str
+    text: str
+
+
+Action = Send | Connect | Deliver | PeerEnded | Log
+Handler = Callable[[float, Message], list[Action]]
+
+
+@dataclass(slots=True)
+class Peer:
+    """A line of the roster."""
+
+    node: int
+    incarnation: int
+    addresses: list[str]
+    host: str
+    pid: int
+    ended: PeerError | None = None
+
+    @property
+    def name(self) -> str:
+        return ids.name_of(self.node) + (f" (pid {self.pid} on {self.host})" if self.pid else "")
+
+
+@dataclass
+class Core:
+    """The state machine of a process. All attributes change under the postoffice's lock only."""
+
+    role: str
+    delivery: Delivery
+    scheduler: Scheduler | None = None  # on the scheduler only
+    num_workers: int = 0
+    num_servers: int = 0
+    roster: dict[int, Peer] = field(default_factory=dict)
+    ready: bool = False  # joined: node id, counts and roster are known
+    job_over: bool = False  # every worker has left
+    job_clean: bool = True  # none of them failed
+    joining: Pending | None = None  # our JOIN request
+    fatal: PSError | None = None  # why this process cannot go on
+    first_failure: PeerError | None = None  # the first peer that failed or was lost; others follow it
+    why: Callable[[Message], list[str]] = lambda _: []  # what a parked application request waits for
+    _early: list[tuple[Link, Message]] = field(default_factory=list)  # requests that came before the welcome
+    _known_links: set[int] = field(default_factory=set)  # links of ours that were up once, by node
+    _down_since: dict[int, float] = field(default_factory=dict)  # links of ours that are broken, by node
+
+    @property
+    def node(self) -> int:
+        """Our node id, 0 before the handshake."""
+        return self.delivery.node
+
+    # -- joining ------------------------------------------------------------------------------------------------------
+
+    def join(self, now: float, wish: int | None, addresses: list[str], host: str, pid: int) -> list[Action]:
+        """Ask the scheduler for membership; the answer comes when everybody is there."""
+        self.delivery.open(ids.SCHEDULER, ids.SCHEDULER)
+        message = Message(Kind.REQUEST, op=Op.JOIN, body=[self.role, wish, addresses, host, pid])
+        self.joining, send = self.delivery.request(now, ids.SCHEDULER, message, self._on_welcome)
+        return [send]
+
+    def _on_welcome(self, reply: Message | PSError) -> None:
+        error = error_of(reply)
+        if error is not None:
+            self.fatal = error
+            return
+        assert isinstance(reply, Message)
+        try:
+            body = reply.body
+            self.delivery.node, self.delivery.job = body["node"], body["job"]
+            scheduler = [ids.SCHEDULER, reply.incarnation, [], "", 0]
+            self._fill_roster(body["workers"], body["servers"], [scheduler, *body["roster"]])
+        except (LookupError, TypeError) as problem:
+            self.fatal = ProtocolError(f"the scheduler's welcome is malformed: {problem!r:.200}")
+
+    def _fill_roster(self, workers: int, servers: int, entries: Sequence[Sequence[Any]]) -> None:
+        self.num_workers, self.num_servers = workers, servers
+        self.roster = {entry[0]: Peer(*entry) for entry in entries}
+        if self.node != ids.SCHEDULER:
+            self.delivery.open(self.node, LOOPBACK)
+        for node in self.roster:
+            if node != self.node and self.delivery.link_to(node) is None:
+                self.delivery.open(node, ids.SCHEDULER)  # relayed, unless there is a connection of our own
+        self.ready = True
+
+    def connections(self) -> list[Action]:
+        """The connections to make after joining: a worker's to the servers."""
+        if self.role != "worker":
+            return []
+        servers = [peer for node, peer in self.roster.items() if ids.role_of(node) == "server"]
+        for peer in servers:
+            self.delivery.open(peer.node, peer.node)
+        return [Connect(peer.node, peer.addresses) for peer in servers]
+
+    # -- events -------------------------------------------------------------------------------------------------------
+
+    def on_event(self, now: float, event: VanEvent) -> list[Action]:
+        """Something came from the van."""
+        if isinstance(event, Received):
+            actions = self._on_message(now, event.link, event.message)
+            if self._early and self.ready:
+                early, self._early = self._early, []
+                for link, message in early:
+                    actions += self._on_message(now, link, message)
+            return actions
+        if isinstance(event, Rejected):
+            return [Log("warning", f"dropped a message: {event.reason}")]
+        assert isinstance(event.link, int)
+        if isinstance(event, LinkUp):
+            self._known_links.add(event.link)
+            if self._down_since.pop(event.link, None) is not None:
+                return list(self.delivery.probe(now, event.link))
+            return []
+        assert isinstance(event, LinkDown)
+        if event.link in self._known_links:  # else nobody of this protocol has answered there yet
+            self._down_since.setdefault(event.link, now)
+        return []
+
+    def _on_message(self, now: float, link: Link, message: Message) -> list[Action]:
+        if message.job and self.delivery.job and message.job != self.delivery.job:
+            return self._refuse(link, message, f"it belongs to job {message.job!r}, this is job {self.delivery.job!r}")
+        if message.recver not in (0, self.node) and self.scheduler is not None:
+            return self._relay(link, message)
+        if message.kind == Kind.REQUEST:
+            return self._on_request(now, link, message)
+        if message.kind == Kind.REPLY:
+            pending = self.delivery.on_reply(now, link, message)
+            if pending is not None:
+                pending.on_reply(message)
+            return []
+        if message.kind == Kind.PROBE:
+            return [self.delivery.on_probe(link, message, self._why)]
+        if message.kind == Kind.STATUS:
+            return list(self.delivery.on_status(now, link, message))
+        return []  # a beat
+
+    def _on_request(self, now: float, link: Link, message: Message) -> list[Action]:
+        if not self.ready and message.op != Op.JOIN and self.scheduler is None:
+            self._early = [*self._early, (link, message)][-MAX_EARLY:]  # what is cut off is asked for by a probe
+            return []
+        known = self.roster.get(message.sender)
+        if message.op != Op.JOIN and (known is None or known.incarnation != message.incarnation):
+            return self._refuse(link, message, "this process is not a member of the job")
+        if known is not None and known.ended is not None and not isinstance(known.ended, WorkerFinished):
+            return self._refuse(link, message, f"it was given up: {known.ended}")
+        ready, actions = self.delivery.on_request(link, message)
+        result: list[Action] = list(actions)
+        for request in ready:
+            result += self._dispatch(now, link, request)
+        return result
+
+    def _dispatch(self, now: float, link: Link, request: Message) -> list[Action]:
+        if request.op in (Op.DATA, Op.SIMPLE):
+            return [Deliver(request)]
+        if request.op == Op.EVENT and request.sender == ids.SCHEDULER:
+            return self._on_scheduler_event(request)
+        if self.scheduler is None:
+            return self.answer(
+                request, error=ProtocolError(f"{ids.name_of(self.node)} does not serve operation {request.op}")
+            )
+        return self._run(now, self.scheduler.on_request(link, request))
+
+    def _refuse(self, link: Link, message: Message, reason: str) -> list[Action]:
+        if message.kind not in (Kind.REQUEST, Kind.PROBE):
+            return []
+        error = JoinError(node=ids.name_of(message.sender) if message.sender else "this process", reason=reason)
+        reply = Message(Kind.REPLY, job=message.job, sender=self.node or ids.SCHEDULER, recver=message.sender)
+        # Of the requests that a probe asks about, the oldest is refused, and by the next probes the others.
+        reply.seq = message.floor if message.kind == Kind.PROBE else message.seq
+        reply.flags, reply.body = Flag.ERROR, error.to_wire()
+        return [Send(link, reply), Log("warning", f"refused a request: {error}")]
+
+    def on_malformed(self, event: VanEvent, error: Exception) -> list[Action]:
+        """A message could not be understood: its sender gets the error if it waits for an answer."""
+        actions: list[Action] = [Log("warning", f"dropped a malformed message: {error!r:.300}")]
+        if isinstance(event, Received) and event.message.kind == Kind.REQUEST:
+            problem = ProtocolError(f"malformed request: {error!r:.300}")
+            actions += self.answer(event.message, error=problem)
+        return actions
+
+    def _relay(self, link: Link, message: Message) -> list[Action]:
+        onward = self.delivery.link_to(message.recver)
+        peer = self.roster.get(message.recver)
+        if onward is None or peer is None or peer.ended is not None or onward == link:
+            return []  # the sender hears of lost members by an event
+        return [Send(onward, message)]
+
+    def _on_scheduler_event(self, request: Message) -> list[Action]:
+        """``body = ["ended", node, error]`` or ``["over", clean]``."""
+        kind, *rest = request.body
+        actions = self.answer(request)
+        if kind == "over":
+            self.job_over, self.job_clean = True, bool(rest[0])
+            return actions
+        error = PSError.from_wire(rest[1])
+        return actions + self.lose(
+            rest[0], error if isinstance(error, PeerError) else PeerLost(node=str(rest[0]), reason=str(error))
+        )
+
+    # -- the end of peers ---------------------------------------------------------------------------------------------
+
+    def lose(self, node: int, error: PeerError) -> list[Action]:
+        """A peer has ended: give up what we asked it, and tell the application."""
+        peer = self.roster.get(node)
+        if peer is None or peer.ended is not None:
+            return []
+        peer.ended = error
+        if not isinstance(error, WorkerFinished):  # whose last request may yet be repeated
+            self.delivery.forget(peer.incarnation)
+            self.first_failure = self.first_failure or error
+        for pending in self.delivery.fail(node):
+            pending.on_reply(error)
+        return [PeerEnded(node, error)]
+
+    def _lose_scheduler(self, now: float, since: float) -> list[Action]:
+        if self.job_over:
+            return []  # it has nothing left to say
+        error = PeerLost(node="scheduler", reason=f"no connection for {now - since:.1f} s")
+        self.fatal = self.fatal or error
+        for pending in self.delivery.fail(ids.SCHEDULER):
+            pending.on_reply(error)
+        return [Log("info", str(error))]
+
+    # -- requests -----------------------------------------------------------------------------------------------------
+
+    def request(
+        self, now: float, node: int, message: Message, on_reply: Callable[[Message | PSError], None]
+    ) -> tuple[Pending | None, list[Action]]:
+        """Send a request to a node; fails at once if the node has ended."""
+        peer = self.roster.get(node)
+        if peer is not None and peer.ended is not None:
+            on_reply(peer.ended)
+            return None, []
+        if node == ids.SCHEDULER and self.fatal is not None:
+            on_reply(self.fatal)
+            return None, []
+        if self.delivery.link_to(node) is None:
+            on_reply(PeerLost(node=ids.name_of(node), reason="this process has no way to reach it"))
+            return None, []
+        pending, send = self.delivery.request(now, node, message, on_reply)
+        return pending, [send]
+
+    def answer(self, request: Message, body: Any = None, error: PSError | None = None) -> list[Action]:
+        """Answer a request of a service."""
+        reply = Message(Kind.REPLY, body=error.to_wire() if error else body, flags=Flag.ERROR if error else 0)
+        return list(self.delivery.reply(request, reply))
+
+    def _why(self, request: Message) -> list[str]:
+        if request.op in (Op.DATA, Op.SIMPLE):
+            return self.why(request)
+        return [] if self.scheduler is None else self.scheduler.missing(request)
+
+    # -- time ---------------------------------------------------------------------------------------------------------
+
+    def on_timer(self, now: float) -> list[Action]:
+        """Probes that are due, links that stay down, and on the scheduler the liveness of all."""
+        actions: list[Action] = list(self.delivery.on_timer(now))
+        for node, since in list(self._down_since.items()):
+            if now - since < LOST_AFTER:
+                continue
+            del self._down_since[node]
+            if node == ids.SCHEDULER:
+                actions += self._lose_scheduler(now, since)
+            else:
+                reason = f"its connection broke {now - since:.1f} s ago and did not come back"
+                actions += self.lose(node, PeerLost(node=self.roster[node].name, reason=reason))
+        if self.scheduler is not None:
+            actions += self._run(now, self.scheduler.on_timer(now))
+        return actions
+
+    def next_timer(self) -> float | None:
+        """When ``on_timer`` is due."""
+        timers = [since + LOST_AFTER for since in self._down_since.values()]
+        timers += [self.scheduler.next_timer()] if self.scheduler is not None else []
+        probe = self.delivery.next_timer()
+        return min(timers if probe is None else [*timers, probe], default=None)
+
+    # -- the scheduler's part -----------------------------------------------------------------------------------------
+
+    def on_hints(self, now: float, hints: Sequence[Hint]) -> list[Action]:
+        """The launcher's table of processes was read."""
+        assert self.scheduler is not None
+        return self._run(now, self.scheduler.on_hints(hints, now))
+
+    def on_unreachable(self, now: float, link: Link) -> None:
+        """The van found no connection for a message."""
+        if self.scheduler is not None:
+            self.scheduler.membership.on_unreachable(link, now)
+
+    def _run(self, now: float, step: Any) -> list[Action]:
+        """Carry out what the scheduler's services decided."""
+        actions: list[Action] = []
+        if step.complete:
+            assert self.scheduler is not None
+            self.scheduler_ready()
+        for answer in step.answers:
+            actions += self.answer(answer.request, answer.body, answer.error)
+        actions += self._beats(step.beats)
+        for node, error in step.ended:
+            actions += self.lose(node, error)
+        for node, body in step.events:
+            message = Message(Kind.REQUEST, op=Op.EVENT, body=body)
+            actions += self.request(now, node, message, lambda _: None)[1]
+        if step.failure is not None:
+            self.fatal = self.fatal or step.failure
+        if step.over is not None:
+            self.job_over, self.job_clean = True, step.over
+        return actions
+
+    def beat_all(self, now: float) -> list[Action]:
+        """Look at the connection of every member that had one, also of those that left."""
+        assert self.scheduler is not None
+        return self._beats(self.scheduler.connected())
+
+    def _beats(self, links: Sequence[Link]) -> list[Action]:
+        beat = Message(Kind.BEAT, job=self.delivery.job, sender=ids.SCHEDULER)
+        return [Send(link, beat) for link in links]
+
+    def scheduler_ready(self) -> None:
+        """The scheduler's own welcome: everybody has joined."""
+        assert self.scheduler is not None
+        membership = self.scheduler.membership
+        self.delivery.open(ids.SCHEDULER, LOOPBACK)
+        for member in membership.members:
+            self.delivery.open(member.node, member.link)
+        own = [ids.SCHEDULER, self.delivery.incarnation, [], "", 0]
+        counts = membership.wanted
+        self._fill_roster(counts["worker"], counts["server"], [own, *(m.entry() for m in membership.members)])
+
+
+def error_of(reply: Message | PSError) -> PSError | None:
+    """The error that a reply carries, or None."""
+    if isinstance(reply, PSError):
+        return reply
+    return PSError.from_wire(reply.body) if reply.flags & Flag.ERROR else None

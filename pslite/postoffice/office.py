@@ -1,0 +1,452 @@
+"""The postoffice: a process's membership in a job, and the door through which everything above talks to peers."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from pslite import ids, wire
+from pslite.config import Config
+from pslite.delivery import Delivery, Pending
+from pslite.errors import (
+    BarrierTimeout,
+    ConfigError,
+    PeerError,
+    PSError,
+    RendezvousTimeout,
+    RequestTimeout,
+    UnknownKeyError,
+    WaitTimeout,
+)
+from pslite.van.base import Van
+from pslite.wire import Kind, Message, Op
+
+from . import addresses
+from .core import Core, error_of
+from .membership import Hint, Membership
+from .placement import key_ranges
+from .scheduler import Scheduler
+from .shell import Shell
+
+log = logging.getLogger("pslite")
+
+SAY_SLOW_EVERY = 30.0  # seconds between two lines about a wait that takes long
+LAST_QUESTION = 1.0  # seconds that a peer has, at the deadline, to say what it waits for
+LEAVE_WITHIN = 5.0  # seconds that leaving and closing may take
+_GROUPS = {ids.SERVER_GROUP: "all servers", ids.WORKER_GROUP: "all workers", ids.ALL: "all processes"}
+BEAT_WHEN_LEAVING = 0.02  # seconds between the scheduler's looks at who is still connected, at the end of the job
+SAME_AS_CONFIG = object()  # the default of timeouts: Config.timeout
+
+
+class Postoffice:
+    """One process's place in the job: its id, its peers, barriers, the directory, and its customers.
+
+    ``start()`` joins, ``finalize()`` leaves; a new Postoffice may then be started in the same process. There is no
+    process-wide instance: a process may hold several (LocalCluster does). Thread-safe.
+    """
+
+    def __init__(self, config: Config, van: Van | None = None, clock: Callable[[], float] = time.monotonic,
+                 rng: Random | None = None) -> None:  # fmt: skip
+        if not config.root:
+            raise ConfigError(name="DMLC_PS_ROOT_URI", value=None, allowed="give the address of the scheduler")
+        for notice in config.notices:
+            log.warning("%s", notice)
+        self.config = config
+        self._rng = rng or Random(int.from_bytes(os.urandom(16), "big"))
+        self._clock = clock
+        incarnation = self._rng.getrandbits(63)
+        self._identity = f"{config.job}/{config.role}/{incarnation:016x}"
+        delivery = Delivery(incarnation, config.resend_timeout)
+        self._core = Core(config.role, delivery)
+        self._shell = Shell(
+            self._core,
+            van or addresses.open_van(config, self._identity),
+            clock,
+            config.drop_rate,
+            self._rng,
+            addresses.pick,
+        )
+        self._shell.on_deliver = self._deliver
+        self._customers: dict[tuple[int, int], Callable[[Message], None]] = {}  # (app, customer); under the lock
+        self._unclaimed: list[Message] = []  # requests for customers that do not exist yet; under the lock
+        # Threads at one barrier take turns: to the scheduler a node that comes again has given up before.
+        self._barriers: dict[tuple[int, int], threading.Lock] = {}  # by (group, customer); under the lock
+        self._exit_callbacks: list[Callable[[], None]] = []
+        self._left = False
+
+    # -- who and where ------------------------------------------------------------------------------------------------
+
+    @property
+    def van(self) -> Van:
+        """The van that carries the messages."""
+        return self._shell.van
+
+    @property
+    def role(self) -> str:
+        return self.config.role
+
+    @property
+    def node(self) -> int:
+        """Our node id: 1, 8 + 2 rank or 9 + 2 rank."""
+        return self._core.node
+
+    @property
+    def rank(self) -> int:
+        """Our rank among the nodes of our role; stays with a restarted process."""
+        return ids.rank_of(self._core.node)
+
+    @property
+    def num_workers(self) -> int:
+        return self._core.num_workers
+
+    @property
+    def num_servers(self) -> int:
+        return self._core.num_servers
+
+    @property
+    def name(self) -> str:
+        return ids.name_of(self._core.node)
+
+    @property
+    def job_over(self) -> bool:
+        """Whether every worker has left; ``job_clean`` then says whether none of them failed."""
+        return self._core.job_over
+
+    @property
+    def job_clean(self) -> bool:
+        return self._core.job_clean
+
+    @property
+    def first_failure(self) -> PSError | None:
+        """What went wrong in the job, as far as this process knows: its own fatal error, or a peer's end."""
+        return self._core.first_failure or self._core.fatal
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is the copy in a forked child, which cannot be used."""
+        return self._shell.forked
+
+    def server_key_ranges(self) -> list[tuple[int, int]]:
+        """The half-open range of uint64 keys of each server, by rank."""
+        return key_ranges(self.num_servers)
+
+    def node_ids(self, group: int) -> list[int]:
+        """The node ids of a group (a sum of 1, 2 and 4) or of one node."""
+        return ids.members(group, self.num_servers, self.num_workers)
+
+    def name_of(self, node: int) -> str:
+        """How errors call a node: role, rank, pid and host."""
+        peer = self._core.roster.get(node)
+        return ids.name_of(node) if peer is None else peer.name
+
+    def ended(self, node: int) -> PeerError | None:
+        """Why a node will not contribute any more, or None while it is in the job."""
+        peer = self._core.roster.get(node)
+        return None if peer is None else peer.ended
+
+    # -- joining ------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Join the job; returns when every process of it has.
+
+        Raises RendezvousTimeout that names the missing, JoinError if the scheduler refuses, BindError, PeerLost.
+        """
+        try:
+            if self.role == "scheduler":
+                self._open_job()
+                self._await_members()
+            else:
+                self._join_job()
+        except BaseException:
+            self._shell.close(linger=1.0)
+            raise
+        log.info("joined job %s as %s", self._core.delivery.job, self.name)
+
+    def _open_job(self) -> None:
+        config = self.config
+        delivery = self._core.delivery
+        delivery.node, delivery.job = ids.SCHEDULER, config.job or f"{self._rng.getrandbits(64):016x}"
+        now = self._clock()
+        deadline = None if config.start_timeout is None else now + config.start_timeout
+        membership = Membership(config.num_workers, config.num_servers, delivery.job, deadline, now)
+        self._core.scheduler = Scheduler(membership)
+        [root] = addresses.to_listen(config, self._identity)
+        self._shell.van.bind(root, config.root_fd)
+        self._shell.start()
+
+    def _await_members(self) -> None:
+        assert self._core.scheduler is not None
+        while not self._shell.wait_until(lambda: self._core.ready, self._clock() + 0.5):
+            log.info("waiting for %s", ", ".join(self._core.scheduler.membership.missing()))
+            if self.config.job_dir:
+                hints = _read_hints(Path(self.config.job_dir) / "processes.json")
+                self._shell.do(lambda now: self._core.on_hints(now, hints))  # noqa: B023 - runs at once
+
+    def _join_job(self) -> None:
+        config = self.config
+        self._core.delivery.job = config.job
+        own = [self._shell.van.bind(a) for a in addresses.to_listen(config, self._identity)]
+        self._shell.van.connect(ids.SCHEDULER, config.root)
+        self._shell.do(lambda now: self._core.join(now, config.rank, own, socket.gethostname(), os.getpid()))
+        self._shell.start()
+        limit = None if config.start_timeout is None else self._clock() + config.start_timeout + 1
+        if not self._shell.wait_until(lambda: self._core.ready, limit) and not self._ask_who_is_missing():
+            assert self._core.joining is not None
+            missing = self._core.joining.waiting_for or [f"scheduler at {config.root}"]
+            raise RendezvousTimeout(missing=missing, seconds=config.start_timeout)
+        self._shell.do(lambda now: self._core.connections())
+
+    def _ask_who_is_missing(self) -> bool:
+        """The scheduler counts its time from its own start: it may be there and still wait. True if all came now."""
+        assert self._core.joining is not None
+        joining = [(ids.SCHEDULER, self._core.joining)]
+        self.ask(lambda: self._core.ready, lambda: joining, LAST_QUESTION)
+        return self._core.ready
+
+    # -- requests and waiting -----------------------------------------------------------------------------------------
+
+    def request(self, node: int, message: Message, on_reply: Callable[[Message | PSError], None]) -> Pending | None:
+        """Send a request that passed ``wire.check`` to a node.
+
+        ``on_reply`` runs under the lock: it may only note the result.
+        """
+        self.check()
+        return self._shell.request(node, message, on_reply)
+
+    def answer(self, request: Message, reply: Message) -> None:
+        """Answer a request that was delivered; nothing happens if its sender is gone.
+
+        Raises DTypeError or ProtocolError if the reply cannot travel; then the request still waits for one.
+        """
+        wire.check(reply)
+        self._shell.do(lambda now: list(self._core.delivery.reply(request, reply)))
+
+    def after(self, callback: Callable[[], None]) -> None:
+        """Queue user code that a reply triggers; called from ``on_reply``."""
+        self._shell.after(callback)
+
+    def wait(self, done: Callable[[], bool], what: str, pending: Callable[[], Iterable[tuple[int, Pending]]],
+             timeout: Any = SAME_AS_CONFIG, error: type[WaitTimeout] = RequestTimeout) -> None:  # fmt: skip
+        """Wait until ``done()``; says every 30 s, and in the error at the deadline, who is missing.
+
+        ``pending()`` gives the requests concerned with the nodes they went to. ``timeout`` is seconds, None for ever.
+        """
+        self.check()
+        if timeout is SAME_AS_CONFIG:
+            timeout = self.config.timeout
+        start = self._clock()
+        deadline = None if timeout is None else start + timeout
+        say_at = start + SAY_SLOW_EVERY
+        while not self._shell.wait_until(done, say_at if deadline is None else min(deadline, say_at)):
+            now = self._clock()
+            if deadline is None or now < deadline:
+                log.warning(
+                    "%s is not done after %.0f s, waiting for %s",
+                    what,
+                    now - start,
+                    ", ".join(self._missing(pending())),
+                )
+                say_at = now + SAY_SLOW_EVERY
+                continue
+            self.ask(done, pending, LAST_QUESTION)
+            if done():
+                return
+            raise error(what=what, missing=self._missing(pending()), seconds=timeout)
+
+    def ask(
+        self, done: Callable[[], bool], pending: Callable[[], Iterable[tuple[int, Pending]]], within: float
+    ) -> bool:
+        """Ask the peers which of these requests they have and what those wait for, and give them a moment to say it.
+
+        True if ``done()``, or if every request is answered or known to be in the hands of its receiver.
+        """
+        now = self._clock()
+        asked = list(pending())
+        nodes = {node for node, _ in asked}
+        self._shell.do(lambda at: [send for node in nodes for send in self._core.delivery.probe(at, node)])
+        return self._shell.wait_until(lambda: done() or all(p.asked_at >= now for _, p in pending()), now + within)
+
+    def _missing(self, pending: Iterable[tuple[int, Pending]]) -> list[str]:
+        names: dict[str, None] = {}
+        for node, request in pending:
+            told = request.waiting_for if request.asked_at > float("-inf") else []
+            names.update(dict.fromkeys(told or [self.name_of(node)]))
+        return list(names)
+
+    def call(self, node: int, op: Op, body: Any, what: str, customer: int = 0, timeout: Any = SAME_AS_CONFIG,
+             error: type[WaitTimeout] = RequestTimeout) -> Any:  # fmt: skip
+        """Send a request to a service and wait for its answer; raises the error it answers with."""
+        result: list[Message | PSError] = []
+        message = Message(Kind.REQUEST, op=op, customer=customer, body=body)
+        wire.check(message)
+        pending = self.request(node, message, result.append)
+        asked = [] if pending is None else [(node, pending)]
+        self.wait(lambda: bool(result), what, lambda: asked, timeout, error)
+        problem = error_of(result[0])
+        if problem is not None:
+            raise problem
+        assert isinstance(result[0], Message)
+        return result[0].body
+
+    def barrier(self, group: int, customer: int = 0, timeout: Any = SAME_AS_CONFIG) -> None:
+        """Wait until every node of the group is at this barrier; barriers of different customers are separate.
+
+        Raises BarrierTimeout that names the missing, or the PeerError of a member that will not come.
+        """
+        if self.node not in self.node_ids(group):
+            raise ConfigError(
+                name="group", value=group, allowed=f"{self.name} must be a member: use a sum of 1, 2 and 4 that has it"
+            )
+        what = f"the barrier of {_GROUPS.get(group, group)}"
+        with self._shell.lock:
+            turn = self._barriers.setdefault((group, customer), threading.Lock())
+        with turn:
+            self.call(ids.SCHEDULER, Op.BARRIER, group, what, customer, timeout, BarrierTimeout)
+
+    def publish(self, records: dict[str, Any]) -> None:
+        """Add records to the job's directory; raises ConflictError if one exists with another content."""
+        self.call(ids.SCHEDULER, Op.PUBLISH, records, "publishing keys")
+
+    def lookup(self, names: list[str], timeout: Any = SAME_AS_CONFIG) -> dict[str, Any]:
+        """The records of these names, waiting until each is published."""
+        found = self.call(ids.SCHEDULER, Op.LOOKUP, names, "the look-up of keys", timeout=timeout)
+        if not isinstance(found, dict) or set(found) != set(names):
+            raise UnknownKeyError(key=", ".join(names))
+        return found
+
+    # -- customers ----------------------------------------------------------------------------------------------------
+
+    def register(self, app: int, customer: int, accept: Callable[[Message], None]) -> None:
+        """Requests for this app and customer go to ``accept``, on the leading thread, in each sender's order."""
+        with self._shell.lock:
+            if (app, customer) in self._customers:
+                raise ConfigError(
+                    name="customer_id", value=customer, allowed=f"app {app} has this customer already: give another id"
+                )
+            self._customers[app, customer] = accept
+            if self._unclaimed:
+                self._shell.deliver(self._claim)
+
+    def unregister(self, app: int, customer: int) -> None:
+        """Remove a customer; requests for it wait until it is registered again."""
+        with self._shell.lock:
+            self._customers.pop((app, customer), None)
+
+    def _deliver(self, message: Message) -> None:
+        with self._shell.lock:
+            accept = None if self._unclaimed else self._find_customer(message)
+            if accept is None:
+                self._unclaimed.append(message)
+        if accept is None:
+            self._claim()
+        else:
+            accept(message)
+
+    def _claim(self) -> None:
+        """Give every request whose customer exists to it, oldest first; runs on the leading thread."""
+        while True:
+            with self._shell.lock:
+                found = next(((m, a) for m in self._unclaimed if (a := self._find_customer(m)) is not None), None)
+                if found is None:
+                    return
+                self._unclaimed.remove(found[0])
+            found[1](found[0])
+
+    def _find_customer(self, message: Message) -> Callable[[Message], None] | None:
+        exact = self._customers.get((message.app, message.customer))
+        if exact is not None or self.role == "worker":
+            return exact
+        return next((accept for (app, _), accept in self._customers.items() if app == message.app), None)
+
+    def on_parked(self, why: Callable[[Message], list[str]]) -> None:
+        """``why(request)`` names what a request that was delivered but not answered waits for."""
+        self._core.why = why
+
+    def on_peer_ended(self, callback: Callable[[int, PeerError], None]) -> None:
+        """``callback(node, error)`` runs on the leading thread when a node finished, failed or was lost.
+
+        It also runs for those that have ended already.
+        """
+        with self._shell.lock:
+            self._shell.on_peer_ended.append(callback)
+            for peer in self._core.roster.values():
+                if peer.ended is not None:
+                    self._shell.deliver(partial(callback, peer.node, peer.ended))
+
+    # -- leaving ------------------------------------------------------------------------------------------------------
+
+    def add_exit_callback(self, callback: Callable[[], None]) -> None:
+        """Run ``callback`` at the end of ``finalize``; several run in the order they were added."""
+        self._exit_callbacks.append(callback)
+
+    def leave(self, how: str = "finished", reason: str = "", wait: bool = False, timeout: Any = LEAVE_WITHIN) -> None:
+        """Tell the job that this process will send nothing more; ``wait`` waits until all workers have left.
+
+        Raises the PeerError of a worker that failed or was lost meanwhile, if ``wait``.
+        """
+        if self._left or self.role == "scheduler":
+            return
+        self._left = True
+        self.call(
+            ids.SCHEDULER, Op.LEAVE, [how, reason, wait], "leaving the job", timeout=timeout, error=BarrierTimeout
+        )
+
+    def wait_job_over(self) -> None:
+        """Serve until every worker has left; raises what ended this process's part early."""
+        self._shell.wait_until(lambda: self._core.job_over, None)
+
+    def finalize(self, do_barrier: bool = True) -> None:
+        """Leave the job and close everything; with ``do_barrier`` only when all processes have come here."""
+        try:
+            if do_barrier and self._core.fatal is None:
+                self.barrier(ids.ALL)
+            self._part()
+        finally:
+            self.close()
+            for callback in self._exit_callbacks:
+                callback()
+
+    def _part(self) -> None:
+        """Leave; the scheduler stays until all members have left or died."""
+        if self._core.scheduler is None:
+            if self._core.fatal is None:
+                self.leave()
+            return
+        # A member whose answer to LEAVE got lost asks again: stay until every one has closed its connection.
+        limit = self._clock() + LEAVE_WITHIN
+        while self._clock() < limit and not self._core.scheduler.alone:
+            self._shell.do(self._core.beat_all)
+            self._shell.wait_until(lambda: False, min(limit, self._clock() + BEAT_WHEN_LEAVING))
+
+    def close(self, linger: float = 2.0) -> None:
+        """Close the connection at once, without telling anybody; what is queued has ``linger`` seconds to leave.
+
+        Once this process has lost the job nothing queued matters, and a stopped scheduler would not take it.
+        """
+        self._shell.close(0 if self._core.fatal is not None else linger)
+
+    def check(self) -> None:
+        """Raise ClosedError or ForkError if this process cannot use the connection (any more)."""
+        self._shell.check("the connection to the job")
+
+    def __repr__(self) -> str:
+        state = "joined" if self._core.ready else "joining"
+        return f"<Postoffice {self.name if self._core.ready else self.role} {state} {self._core.delivery!r}>"
+
+
+def _read_hints(path: Path) -> list[Hint]:
+    """The launcher's table of the job's processes; empty if there is none."""
+    try:
+        table = json.loads(path.read_text())
+        return [Hint(p["role"], p["rank"], p["pid"], p["exit"]) for p in table]
+    except (OSError, ValueError, KeyError, TypeError):  # by hand there is no table, and it is only a hint
+        return []

@@ -1,0 +1,149 @@
+"""The scheduler's services: membership, barriers and the directory, behind one interface. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pslite import ids
+from pslite.errors import PeerError, PeerLost, ProtocolError, PSError, WorkerFinished
+from pslite.wire import Link, Message, Op
+
+from .barrier import Answer, Barriers
+from .directory import Directory
+from .membership import Hint, Member, Membership, Outcome
+
+
+@dataclass(slots=True)
+class Step:
+    """What the services decided: an Outcome, plus whom to tell."""
+
+    answers: list[Answer] = field(default_factory=list)
+    ended: list[tuple[int, PeerError]] = field(default_factory=list)
+    events: list[tuple[int, list[Any]]] = field(default_factory=list)  # node, body of an EVENT request
+    beats: list[Link] = field(default_factory=list)
+    complete: bool = False
+    failure: PSError | None = None
+    over: bool | None = None  # all workers are gone; whether none of them failed
+
+
+class Scheduler:
+    """The services of one job."""
+
+    def __init__(self, membership: Membership) -> None:
+        self.membership = membership
+        self._barriers = Barriers()
+        self._directory = Directory()
+        self._over = False
+
+    def on_request(self, link: Link, request: Message) -> Step:
+        """Serve one request; the answer may come with a later step."""
+        if request.op == Op.JOIN:
+            return self._carry(self.membership.join(link, request))
+        if not _is_well_formed(request):
+            return Step([Answer(request, error=ProtocolError(f"the body of operation {request.op} is malformed"))])
+        member = self.membership.find(request.sender)
+        if request.op == Op.LEAVE and member is not None:
+            return self._carry(self.membership.leave(member, request))
+        if request.op == Op.BARRIER:
+            return Step(self._barrier(request))
+        if request.op == Op.PUBLISH:
+            return Step(self._directory.publish(request, request.body, ids.rank_of(request.sender)))
+        if request.op == Op.LOOKUP:
+            return Step(self._lookup(request))
+        return Step([Answer(request, error=ProtocolError(f"the scheduler does not serve operation {request.op}"))])
+
+    def _barrier(self, request: Message) -> list[Answer]:
+        group = request.body
+        members = ids.members(group, self.membership.wanted["server"], self.membership.wanted["worker"])
+        gone = next((m for m in self.membership.members if not m.here and m.node in members), None)
+        if gone is not None:
+            return [Answer(request, error=_at("this barrier", gone))]
+        return self._barriers.enter(request, group, members)
+
+    def _lookup(self, request: Message) -> list[Answer]:
+        answers = self._directory.lookup(request, request.body)
+        publisher = self.membership.find(ids.worker_id(0))
+        if not answers and publisher is not None and not publisher.here:
+            return self._directory.fail(_at("the init of this key", publisher))
+        return answers
+
+    def on_timer(self, now: float) -> Step:
+        """Judge the members and send the next beats."""
+        if now < self.membership.next_timer():
+            return Step()
+        step = self._carry(self.membership.on_timer(now))
+        step.beats = [m.link for m in self.membership.members if m.here]
+        return step
+
+    def next_timer(self) -> float:
+        """When ``on_timer`` is due."""
+        return self.membership.next_timer()
+
+    def connected(self) -> list[Link]:
+        """The links of members that have not closed them."""
+        return [m.link for m in self.membership.members if not m.disconnected]
+
+    @property
+    def alone(self) -> bool:
+        """Whether every member has left and closed its connection, or died."""
+        return not any(m.here or not m.disconnected for m in self.membership.members)
+
+    def on_hints(self, hints: Sequence[Hint], now: float) -> Step:
+        """The launcher's table of processes was read."""
+        return self._carry(self.membership.on_hints(hints, now))
+
+    def missing(self, request: Message) -> list[str]:
+        """Who a parked request waits for."""
+        if request.op == Op.JOIN:
+            return self.membership.missing()
+        if request.op == Op.BARRIER:
+            return self._barriers.missing(request)
+        if request.op == Op.LOOKUP:
+            return self._directory.missing(request)
+        return self.membership.leaving_waits_for(request)
+
+    def _carry(self, outcome: Outcome) -> Step:
+        """Turn a change of membership into answers, events and the end of the job."""
+        step = Step(outcome.answers, complete=outcome.complete, failure=outcome.failure)
+        for member in outcome.ended:
+            step = self._end(member, step)
+        if (
+            self.membership.members
+            and self.membership.complete
+            and not self._over
+            and not self.membership.here("worker")
+        ):
+            self._over, step.over = True, self.membership.clean
+            step.events += [(m.node, ["over", self.membership.clean]) for m in self.membership.here("server")]
+        return step
+
+    def _end(self, member: Member, step: Step) -> Step:
+        error = member.error
+        assert error is not None
+        step.answers += self._barriers.on_gone(member.node, _at("this barrier", member))
+        if member.node == ids.worker_id(0):
+            step.answers += self._directory.fail(_at("the init of this key", member))
+        body = ["ended", member.node, error.to_wire()]
+        step.events += [(m.node, body) for m in self.membership.members if m.here]
+        step.ended.append((member.node, error))
+        return step
+
+
+def _is_well_formed(request: Message) -> bool:
+    """Whether the body is what its operation takes: a peer that is broken must not stop the scheduler."""
+    body = request.body
+    if request.op == Op.LEAVE:
+        return isinstance(body, list) and [type(part) for part in body] == [str, str, bool]
+    if request.op == Op.PUBLISH:
+        return isinstance(body, dict) and all(isinstance(name, str) for name in body)
+    if request.op == Op.LOOKUP:
+        return isinstance(body, list) and all(isinstance(name, str) for name in body)
+    return request.op != Op.BARRIER or isinstance(body, int)
+
+
+def _at(what: str, member: Member) -> PeerError:
+    """Why a wait for this member is over."""
+    error = member.error or PeerLost(node=member.name, reason="it left")
+    return WorkerFinished(node=member.name, reason=what) if isinstance(error, WorkerFinished) else error

@@ -1,0 +1,85 @@
+"""What a van is: it moves messages between processes, and knows nothing about what they mean."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+
+from pslite.wire import Link, Message
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUp:
+    """The connection we made to a node is established."""
+
+    link: Link
+
+
+@dataclass(frozen=True, slots=True)
+class LinkDown:
+    """The connection we made to a node broke; the van keeps trying to restore it."""
+
+    link: Link
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message came in. ``link`` is what a reply is sent to."""
+
+    link: Link
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """Something came in that is not a message of this protocol."""
+
+    link: Link
+    reason: str
+
+
+VanEvent = LinkUp | LinkDown | Received | Rejected
+
+
+class Van(abc.ABC):
+    """Sends and receives messages over links.
+
+    Order: messages sent on one link arrive in order while its connection lasts. Delivery: a message may be lost when a
+    connection breaks, never doubled, never changed. Threads: every method but ``wait`` and ``wake`` is called under
+    the postoffice's lock; ``wait`` is called by one thread at a time.
+    """
+
+    @abc.abstractmethod
+    def bind(self, address: str, fd: int | None = None) -> str:
+        """Accept connections at an address, or on a listening socket that is open already.
+
+        Returns the address to connect to (a port 0 replaced by the real one); raises BindError.
+        """
+
+    @abc.abstractmethod
+    def connect(self, node: int, address: str) -> Link:
+        """Make a connection to a node; returns at once, LinkUp follows. A second call replaces the first."""
+
+    @abc.abstractmethod
+    def disconnect(self, node: int) -> None:
+        """Drop the connection to a node and what is queued for it."""
+
+    @abc.abstractmethod
+    def send(self, link: Link, message: Message) -> bool:
+        """Queue a message; never blocks. False if the peer of an incoming link is unreachable."""
+
+    @abc.abstractmethod
+    def receive(self) -> VanEvent | None:
+        """The next event, or None; never blocks."""
+
+    @abc.abstractmethod
+    def wait(self, timeout: float | None) -> None:
+        """Block until ``receive`` may have something, ``wake`` is called, or the time (seconds) is over."""
+
+    @abc.abstractmethod
+    def wake(self) -> None:
+        """End the current or next ``wait`` early; may be called from any thread."""
+
+    @abc.abstractmethod
+    def close(self, linger: float) -> None:
+        """Close everything; what is queued still has ``linger`` seconds to leave."""

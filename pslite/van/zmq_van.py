@@ -1,0 +1,210 @@
+"""The ZeroMQ van: one ROUTER that peers connect to, and one DEALER per peer that we connect to, over tcp and ipc."""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Sequence
+from typing import Any
+
+import zmq
+from zmq.backend import zmq_poll
+from zmq.utils.monitor import parse_monitor_message
+
+from pslite import ids
+from pslite.errors import BindError, JoinError, ProtocolError
+from pslite.wire import Link, Message, decode, encode
+
+from .base import LinkDown, LinkUp, Received, Rejected, Van, VanEvent
+
+COPY_BELOW = 64 * 1024  # bytes; for smaller frames a copy is cheaper than ZeroMQ's book-keeping of a foreign buffer
+HEARTBEAT_INTERVAL = 250  # ms
+HEARTBEAT_TIMEOUT = 1000  # ms for an answer; then the peer is disconnected, and is lost if it does not come back soon
+
+_POLLIN = int(zmq.POLLIN)  # plain ints: the operators of pyzmq's enums cost microseconds
+_UP, _DOWN = int(zmq.EVENT_HANDSHAKE_SUCCEEDED), int(zmq.EVENT_DISCONNECTED)
+_DONTWAIT, _DONTWAIT_MORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE)
+
+
+class ZmqVan(Van):
+    """A van over ZeroMQ. Its sockets are used under the postoffice's lock only, except that ``wait`` polls their
+    file descriptors.
+
+    The scheduler and every member exchange heartbeats, but members do not among themselves: while a large frame is on
+    its way no heartbeat gets through, and a slow network would have its connections cut in the midst of every one.
+    ``heartbeats``: whether those who connect to us get them, as on the scheduler.
+    """
+
+    def __init__(self, identity: str, heartbeats: bool = False) -> None:
+        if zmq.zmq_version_info() < (4, 3, 3):  # older ones can be blocked by a raw TCP client (CVE-2020-15166)
+            raise JoinError(node="this process", reason=f"libzmq {zmq.zmq_version()} is too old, 4.3.3 is needed")
+        self._context = zmq.Context()
+        # The default of 1023 sockets is one DEALER and two monitor ends per peer: 341 peers.
+        self._context.set(zmq.MAX_SOCKETS, 65_535 if zmq.zmq_version_info() >= (4, 3) else 1023)
+        self._identity = identity.encode()
+        self._heartbeats = heartbeats
+        self._router: zmq.Socket[bytes] | None = None
+        self._dealers: dict[int, zmq.Socket[bytes]] = {}
+        self._monitors: dict[int, zmq.Socket[bytes]] = {}
+        self._nodes: dict[zmq.Socket[bytes], int] = {}  # the node that a DEALER or monitor is for
+        self._watched: list[tuple[zmq.Socket[bytes], int]] = []  # all sockets, as zmq_poll takes them
+        self._ready: list[zmq.Socket[bytes]] = []  # have a message, as far as the last poll knew
+        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(self._wakeup, select.POLLIN)
+
+    # -- connections --------------------------------------------------------------------------------------------------
+
+    def bind(self, address: str, fd: int | None = None) -> str:
+        if self._router is None:
+            self._router = self._socket(zmq.ROUTER, self._heartbeats)
+            # Without it a message to an unknown or dead peer vanishes silently; with it send says EHOSTUNREACH.
+            self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+            self._register(self._router)
+        router = self._router
+        try:
+            if fd is not None:
+                router.setsockopt(zmq.USE_FD, fd)  # the launcher opened it: no other process can take the address
+            router.setsockopt(zmq.IPV6, int("[" in address))  # else tcp://[::1] is "no such device"
+            router.bind(address)
+        except zmq.ZMQError as error:
+            raise BindError(address=address, reason=zmq.strerror(error.errno or 0)) from error
+        finally:
+            if fd is not None:
+                router.setsockopt(zmq.USE_FD, -1)
+        return address if address.startswith("ipc:") else router.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def connect(self, node: int, address: str) -> Link:
+        self.disconnect(node)
+        dealer = self._socket(zmq.DEALER, heartbeats=node == ids.SCHEDULER)
+        dealer.setsockopt(zmq.IDENTITY, self._identity)  # fresh per process: a reused one is ignored by the ROUTER
+        dealer.setsockopt(zmq.IPV6, int("[" in address))
+        dealer.setsockopt(zmq.RECONNECT_IVL, 50)  # ms; the default backs off to nothing and finds a restart late
+        dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        monitor = dealer.get_monitor_socket(_UP | _DOWN)
+        self._dealers[node], self._monitors[node] = dealer, monitor
+        self._register(dealer)
+        self._register(monitor)
+        self._nodes[dealer] = self._nodes[monitor] = node
+        dealer.connect(address)
+        self.wake()  # a thread that polls does not know the new descriptors
+        return node
+
+    def disconnect(self, node: int) -> None:
+        dealer = self._dealers.pop(node, None)
+        if dealer is None:
+            return
+        monitor = self._monitors.pop(node)
+        for sock in (dealer, monitor):
+            self._poll.unregister(_fd(sock))
+            self._watched.remove((sock, _POLLIN))
+            del self._nodes[sock]
+        self._ready.clear()
+        dealer.disable_monitor()
+        monitor.close(linger=0)
+        dealer.close(linger=0)
+
+    def _socket(self, kind: int, heartbeats: bool) -> zmq.Socket[bytes]:
+        sock: zmq.Socket[bytes] = self._context.socket(kind)
+        # The high-water mark counts messages, not bytes, and a ROUTER drops above it: what may be in flight is
+        # bounded by the protocol (parked rounds), not here.
+        sock.setsockopt(zmq.SNDHWM, 0)
+        sock.setsockopt(zmq.RCVHWM, 0)
+        sock.setsockopt(zmq.LINGER, 0)  # close(linger) sets it; the default of -1 hangs on a dead peer for ever
+        if heartbeats:
+            # TCP alone does not notice a frozen or cut peer; ZeroMQ's own thread answers, so a busy interpreter lives.
+            sock.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_INTERVAL)
+            sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT)
+        sock.setsockopt(zmq.HANDSHAKE_IVL, 2000)  # ms; silent connections would hold a descriptor for 30 s
+        return sock
+
+    def _register(self, sock: zmq.Socket[bytes]) -> None:
+        self._watched.append((sock, _POLLIN))
+        self._poll.register(_fd(sock), select.POLLIN)
+
+    # -- messages -----------------------------------------------------------------------------------------------------
+
+    def send(self, link: Link, message: Message) -> bool:
+        frames = encode(message)
+        sock = self._router if isinstance(link, bytes) else self._dealers.get(link)
+        if sock is None:
+            return False
+        if isinstance(link, bytes):
+            frames = [link, *frames]
+        last = len(frames) - 1
+        try:
+            for i, frame in enumerate(frames):
+                sock.send(frame, _DONTWAIT_MORE if i < last else _DONTWAIT, copy=len(frame) < COPY_BELOW)
+        except zmq.ZMQError as error:
+            if error.errno in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                return False
+            raise
+        # Sending may swallow the edge that announces an incoming message: look, or the poller would miss it.
+        if sock.getsockopt(zmq.EVENTS) & _POLLIN:  # type: ignore[operator]
+            self.wake()
+        return True
+
+    def receive(self) -> VanEvent | None:
+        while True:
+            if not self._ready:
+                self._ready = [sock for sock, _ in zmq_poll(self._watched, 0)]  # type: ignore[misc]
+                if not self._ready:
+                    return None
+            sock = self._ready.pop()
+            if (event := self._read(sock)) is not None:
+                return event
+
+    def _read(self, sock: zmq.Socket[bytes]) -> VanEvent | None:
+        """The event in a socket that has a message; None for a monitor's that says nothing new."""
+        frame = sock.recv(_DONTWAIT, copy=False)
+        frames = [frame]
+        while frame.more:
+            frame = sock.recv(_DONTWAIT, copy=False)
+            frames.append(frame)
+        node = self._nodes.get(sock)
+        if node is None:
+            return _decoded(frames[0].bytes, frames[1:])
+        if sock is self._dealers[node]:
+            return _decoded(node, frames)
+        event = parse_monitor_message([f.bytes for f in frames])["event"]
+        return LinkUp(node) if event == _UP else LinkDown(node) if event == _DOWN else None
+
+    # -- waiting ------------------------------------------------------------------------------------------------------
+
+    def wait(self, timeout: float | None) -> None:
+        # The descriptors are edge triggered: the caller has received until None before it comes here.
+        ready = self._poll.poll(None if timeout is None else max(timeout, 0) * 1000)
+        if any(fd == self._wakeup for fd, _ in ready):
+            os.eventfd_read(self._wakeup)
+
+    def wake(self) -> None:
+        os.eventfd_write(self._wakeup, 1)
+
+    def close(self, linger: float) -> None:
+        for node in list(self._dealers):
+            dealer = self._dealers[node]
+            dealer.setsockopt(zmq.LINGER, int(linger * 1000))
+            monitor = self._monitors[node]
+            dealer.disable_monitor()
+            monitor.close(linger=0)
+            dealer.close(linger=int(linger * 1000))
+        self._dealers.clear()
+        self._monitors.clear()
+        if self._router is not None:
+            self._router.close(linger=int(linger * 1000))
+            self._router = None
+        self._context.term()  # returns when everything queued has left, or after linger
+        os.close(self._wakeup)
+
+
+def _fd(sock: zmq.Socket[bytes]) -> int:
+    fd = sock.getsockopt(zmq.FD)
+    assert isinstance(fd, int)
+    return fd
+
+
+def _decoded(link: Link, frames: Sequence[Any]) -> VanEvent:
+    try:
+        return Received(link, decode([frame.buffer for frame in frames]))
+    except ProtocolError as error:
+        return Rejected(link, str(error))

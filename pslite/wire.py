@@ -1,0 +1,247 @@
+"""The wire: one message is a small msgpack header and raw little-endian buffers.
+
+Frames: ``[header][pack]?[buffer]*``. The header is a positional list (``FIELDS``). Arrays smaller than ``PACK_BELOW``
+bytes travel together in the pack frame, each at a multiple of 8 bytes; every other array is a frame of its own, sent
+and received without a copy.
+
+Evolution: new fields go last, with a default; the type of a field never changes; codes are never reused.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from . import dtypes
+from .config import MAX_JOB
+from .errors import ConfigError, ProtocolError
+
+MAGIC = 0x5053
+VERSION = 1
+PACK_BELOW = 16 * 1024  # bytes; a frame costs about as much as copying this much
+MAX_HEADER = 4 * 1024 * 1024  # bytes
+MAX_BODY = MAX_HEADER // 2  # bytes; the rest is for the table of arrays
+MAX_ARRAYS = 65_536
+MAX_DIMENSIONS = 32
+MAX_ACKS = 2048  # numbers in the list of acknowledgements
+
+_ONLY_INTS = {int}  # types are checked as sets: this runs for every message
+
+Frame = bytes | bytearray | memoryview
+Link = int | bytes  # a connection we made to a node id, or the routing id of one that was made to us
+
+
+class Kind(enum.IntEnum):
+    """What a message is to the delivery layer."""
+
+    REQUEST = 1
+    REPLY = 2
+    PROBE = 3  # which of my requests do you have?
+    STATUS = 4  # these, and this is what they wait for
+    BEAT = 5  # one way: shows that the connection carries
+
+
+class Op(enum.IntEnum):
+    """Which service a request is for."""
+
+    JOIN = 1
+    LEAVE = 2
+    BARRIER = 3
+    PUBLISH = 4
+    LOOKUP = 5
+    EVENT = 6
+    DATA = 7  # KVWorker to KVServer
+    SIMPLE = 8  # SimpleApp
+
+
+class Flag:
+    """Bits of ``Message.flags``; plain ints, because the operators of an IntFlag cost microseconds."""
+
+    PUSH = 1
+    PULL = 2
+    ERROR = 4
+    REPLAY = 8  # set by the receiver, never sent: a duplicate that must be answered but not applied
+
+
+@dataclass(slots=True, eq=False)
+class Message:
+    """One message; the fields up to ``body`` are the header, in this order."""
+
+    kind: int
+    job: str = ""
+    sender: int = 0  # node id; 0 before the scheduler gave one
+    recver: int = 0
+    incarnation: int = 0  # of the sender: a fresh random number per process
+    seq: int = 0  # of the request, per (sender incarnation, receiver); a reply repeats it
+    floor: int = 0  # lowest sequence number that the sender still waits for
+    acks: list[int] = field(default_factory=list)  # replies received since the last request: [start, count, ...]
+    op: int = 0
+    app: int = 0
+    customer: int = 0
+    timestamp: int = 0
+    flags: int = 0
+    cmd: int = 0
+    priority: int = 0
+    body: Any = None
+    arrays: list[np.ndarray[Any, Any]] = field(default_factory=list)
+    codes: list[int] | None = None  # dtype codes of ``arrays``; None derives them
+
+    @property
+    def nbytes(self) -> int:
+        """Payload bytes, without the header."""
+        return sum(a.nbytes for a in self.arrays)
+
+
+def integer(name: str, value: Any) -> int:
+    """An argument that travels in the header as a plain int; numpy integers are integers. Raises ConfigError."""
+    number = int(operator.index(value)) if hasattr(value, "__index__") else None
+    if number is None or not -(2**63) <= number < 2**63:
+        raise ConfigError(name=name, value=f"{value!r:.80}", allowed="give an integer of 64 bits")
+    return number
+
+
+def check(message: Message) -> None:
+    """Find what would keep a message from being sent or understood, before it is numbered: then it must go out.
+
+    Raises DTypeError, or ProtocolError that says what cannot travel.
+    """
+    if message.codes is None:
+        message.codes = [dtypes.code_of(a.dtype) for a in message.arrays]
+    elif [dtypes.storage(c).itemsize for c in message.codes] != [a.dtype.itemsize for a in message.arrays]:
+        raise ProtocolError(f"the dtype codes {message.codes!r:.80} do not fit the {len(message.arrays)} arrays")
+    if len(message.arrays) > MAX_ARRAYS or any(a.ndim >= MAX_DIMENSIONS for a in message.arrays):
+        raise ProtocolError(f"a message carries at most {MAX_ARRAYS} arrays of at most {MAX_DIMENSIONS - 1} dimensions")
+    for name in ("app", "customer", "cmd", "priority"):
+        number = getattr(message, name)
+        if type(number) is not int or not -(2**63) <= number < 2**63:
+            raise ProtocolError(f"{name}={number!r:.80} must be a whole number of 64 bits")
+    if message.body is not None:
+        _check_body(message.body)
+
+
+def _check_body(body: Any) -> None:
+    try:
+        packed = msgpack.packb(body)
+        _unpack(packed)
+    except (ValueError, RecursionError, TypeError, OverflowError, msgpack.UnpackException) as error:
+        raise ProtocolError(
+            f"the body cannot be sent: {error}; use None, bool, int, float, str, bytes, and lists and dicts of them"
+        ) from error
+    if len(packed) > MAX_BODY:
+        raise ProtocolError(f"the body would be {len(packed)} bytes, at most {MAX_BODY} are allowed: send fewer keys")
+
+
+def encode(message: Message) -> list[Frame]:
+    """The frames of a checked message. Buffers are views: they must not change until it is acknowledged."""
+    codes = message.codes or [dtypes.code_of(a.dtype) for a in message.arrays]
+    table: list[list[int]] = []
+    packed: list[Frame] = []
+    frames: list[Frame] = []
+    for code, array in zip(codes, message.arrays, strict=True):
+        table.append([code, *array.shape])
+        if not array.dtype.isnative:  # the wire is little-endian
+            array = array.astype(array.dtype.newbyteorder("="))
+        if array.nbytes < PACK_BELOW:
+            data = array.tobytes()
+            packed.append(data + bytes(-len(data) % 8))
+        else:
+            frames.append(_view(array))
+    m = message
+    header = msgpack.packb(
+        [MAGIC, VERSION, int(m.kind), m.job, m.sender, m.recver, m.incarnation, m.seq, m.floor, m.acks,
+         int(m.op), m.app, m.customer, m.timestamp, int(m.flags), m.cmd, m.priority, m.body, table]
+    )  # fmt: skip
+    if packed:
+        return [header, b"".join(packed), *frames]
+    return [header, *frames]
+
+
+def _view(array: np.ndarray[Any, Any]) -> memoryview:
+    contiguous = array if array.flags.c_contiguous else np.ascontiguousarray(array)
+    if contiguous.dtype.name == "bfloat16":  # ml_dtypes: no buffer protocol
+        contiguous = contiguous.view(np.uint16)
+    return contiguous.reshape(-1).view(np.uint8).data
+
+
+def decode(frames: Sequence[Any]) -> Message:
+    """The message in these frames (anything with the buffer protocol); arrays are read-only views of the frames.
+
+    Raises ProtocolError for anything that is not a message of this protocol version, before allocating.
+    """
+    if not frames or len(frames[0]) > MAX_HEADER:
+        raise ProtocolError("no header, or one that is too large")
+    try:
+        fields = _unpack(frames[0])
+    except (ValueError, RecursionError, TypeError, msgpack.UnpackException) as error:
+        raise ProtocolError(f"the header is not msgpack: {error}") from error
+    if not (isinstance(fields, list) and len(fields) >= 2 and fields[0] == MAGIC):
+        raise ProtocolError("the header does not start with the magic number: the peer is not pslite")
+    if fields[1] != VERSION:
+        raise ProtocolError(
+            f"the peer speaks protocol version {fields[1]!r:.20}, this process {VERSION}: install the same pslite"
+        )
+    if len(fields) < 19:
+        raise ProtocolError(f"the header has {len(fields)} fields, expected 19")
+    message = Message(*_checked(fields))
+    try:
+        message.arrays, message.codes = _arrays(fields[18], frames)
+    except (ValueError, OverflowError) as error:  # numpy: an empty array with a dimension that no memory could hold
+        raise ProtocolError(f"an array's shape is not possible: {error}") from error
+    return message
+
+
+def _unpack(data: Any) -> Any:
+    return msgpack.unpackb(
+        data, max_array_len=MAX_ARRAYS * 2, max_map_len=MAX_ARRAYS, max_ext_len=0, strict_map_key=False
+    )
+
+
+def _checked(fields: list[Any]) -> list[Any]:
+    """Fields 2 to 17 with their types checked."""
+    job, acks = fields[3], fields[9]
+    numbers = [fields[2], *fields[4:9], *fields[10:17]]
+    if type(job) is not str or len(job) > MAX_JOB or {*map(type, numbers)} != _ONLY_INTS:
+        raise ProtocolError("a header field has the wrong type")
+    if type(acks) is not list or len(acks) % 2 or len(acks) > MAX_ACKS or not {*map(type, acks)} <= _ONLY_INTS:
+        raise ProtocolError("the list of acknowledgements is malformed")
+    return fields[2:18]
+
+
+def _arrays(table: Any, frames: Sequence[Any]) -> tuple[list[np.ndarray[Any, Any]], list[int]]:
+    if type(table) is not list or len(table) > MAX_ARRAYS:
+        raise ProtocolError(f"the table of arrays is malformed or has more than {MAX_ARRAYS} entries")
+    layouts = [_layout(entry) for entry in table]
+    views = [memoryview(frame).toreadonly() for frame in frames[1:]]
+    own = sum(nbytes >= PACK_BELOW for _, _, nbytes in layouts)
+    packed = own < len(layouts)
+    if len(views) != own + packed:
+        raise ProtocolError(f"{len(views)} buffers came, {own + packed} were announced")
+    pack, others = (views[0], iter(views[1:])) if packed else (memoryview(b""), iter(views))
+    arrays, offset = [], 0
+    for dtype, shape, nbytes in layouts:
+        if nbytes < PACK_BELOW:
+            if offset + nbytes > len(pack):
+                raise ProtocolError("the packed arrays are longer than their frame")
+            arrays.append(np.ndarray(shape, dtype, pack, offset))
+            offset += nbytes + -nbytes % 8
+            continue
+        buffer = next(others)
+        if len(buffer) != nbytes:
+            raise ProtocolError(f"an array of {nbytes} bytes came in a frame of {len(buffer)}")
+        arrays.append(np.ndarray(shape, dtype, buffer))
+    return arrays, [entry[0] for entry in table]
+
+
+def _layout(entry: Any) -> tuple[np.dtype[Any], list[int], int]:
+    """The dtype, shape and bytes of an array, checked before anything of that size exists."""
+    if type(entry) is not list or len(entry) > MAX_DIMENSIONS or {*map(type, entry)} != _ONLY_INTS or min(entry) < 0:
+        raise ProtocolError("an entry of the table of arrays is malformed")
+    dtype, shape = dtypes.storage(entry[0]), entry[1:]
+    return dtype, shape, dtype.itemsize * math.prod(shape)
