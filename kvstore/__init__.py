@@ -1,0 +1,33 @@
+"""kvstore: MXNet's KVStore on pslite.
+
+kv = kvstore.create('dist_sync')
+kv.init('w', weights)
+kv.push('w', gradient)
+kv.pull('w', out=weights)
+"""
+
+from __future__ import annotations
+
+from pslite import __version__, errors
+from pslite.errors import *  # noqa: F403 - the tree of errors is part of the public names
+
+from . import optimizer
+from .base import KVStore
+from .bfloat16 import bfloat16
+from .cluster import LocalCluster
+from .factory import create, serve
+from .handle import Handle
+from .rules import updater
+
+__all__ = [
+    "Handle",
+    "KVStore",
+    "LocalCluster",
+    "__version__",
+    "bfloat16",
+    "create",
+    "optimizer",
+    "serve",
+    "updater",
+    *errors.__all__,
+]

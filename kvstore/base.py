@@ -1,0 +1,180 @@
+"""The KVStore that users hold: its methods on every type, and what all types share."""
+
+from __future__ import annotations
+
+import abc
+from types import TracebackType
+from typing import Any
+
+from pslite.errors import ConfigError, KeyTypeError, UnknownKeyError
+
+from .handle import Handle
+from .keys import Group, Key, group, keys_of
+from .optimizer.base import Optimizer
+from .rules import Updater
+
+
+class KVStore(abc.ABC):
+    """A key-value store for synchronising arrays between devices, processes and hosts; ``kvstore.create()`` makes one.
+
+    Keys are int or str, not both in one store. Where a key is accepted, a list of keys is too, with a list of values;
+    where an array is accepted, a list of arrays (one per device) is too: pushed ones are summed, pulled into all.
+    Arrays are numpy's, or anything with ``__dlpack__`` or the buffer protocol. Arguments are never written to, except
+    ``out`` and what ``pushpull`` gets without it, and may be overwritten as soon as the call returns. Methods are
+    thread-safe; calls take effect in order.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._type = name
+        self._key_type: type | None = None  # of all keys, set by the first init
+
+    # -- keys and values ----------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def init(self, key: Any, value: Any) -> None:
+        """Create keys; returns when they can be pushed and pulled.
+
+        Every worker must call it; the value of rank 0 counts, the others' shape and dtype must agree (ShapeError,
+        DTypeError). A key that exists is a DuplicateKeyError.
+        """
+
+    @abc.abstractmethod
+    def push(self, key: Any, value: Any, priority: int = 0) -> Handle:
+        """Send values; returns at once. Without an updater they replace what is stored.
+
+        In dist_sync the sum over all workers counts, in dist_async each worker's push by itself. A failure is raised
+        by the handle's ``wait``, or by the next call on this store.
+        """
+
+    @abc.abstractmethod
+    def pull(self, key: Any, out: Any = None, priority: int = 0, ignore_sparse: bool = True, wait: bool = True) -> Any:
+        """Read values into ``out`` (cast to its dtype), or return new arrays without it.
+
+        Includes all pushes that this worker made before. ``wait=False`` returns a Handle; its ``wait()`` returns what
+        ``pull`` would have.
+        """
+
+    @abc.abstractmethod
+    def pushpull(self, key: Any, value: Any, out: Any = None, priority: int = 0, wait: bool = True) -> Any:
+        """Push and pull in one message; without ``out`` the result is written into ``value``."""
+
+    def broadcast(self, key: Any, value: Any, out: Any, priority: int = 0) -> None:
+        """``init`` and ``pull``: the value of rank 0 goes to all. Once per key."""
+        self.init(key, value)
+        self.pull(key, out=out, priority=priority)
+
+    # -- how pushes change values -------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def set_optimizer(self, optimizer: Optimizer) -> None:
+        """Update what is stored with an optimizer. Collective: equal on every worker, or ConflictError."""
+
+    @abc.abstractmethod
+    def set_updater(self, updater: Updater | str) -> None:
+        """Update with ``fn(key, received, stored)``, which changes ``stored`` in place.
+
+        On dist types it must be registered with ``@kvstore.updater('name')``; the name may be given instead.
+        """
+
+    def _set_updater(self, updater: Updater | str) -> None:
+        """MXNet's name of ``set_updater``."""
+        self.set_updater(updater)
+
+    def is_capable(self, capability: str) -> bool:
+        """Whether the store can do ``'optimizer'``: run one; raises ConfigError for another word."""
+        if not isinstance(capability, str) or capability.lower() != "optimizer":
+            raise ConfigError(name="capability", value=f"{capability!r:.80}", allowed="known is 'optimizer'")
+        return True
+
+    # -- the job ------------------------------------------------------------------------------------------------------
+
+    @property
+    def type(self) -> str:
+        """The name that the store was created with, in lower case."""
+        return self._type
+
+    @property
+    @abc.abstractmethod
+    def rank(self) -> int:
+        """This worker's number, from 0."""
+
+    @property
+    @abc.abstractmethod
+    def num_workers(self) -> int:
+        """How many workers the job has."""
+
+    @abc.abstractmethod
+    def version(self, key: Key) -> int:
+        """How often the value that this worker pulled last had changed; of a split key the lowest of its pieces."""
+
+    @abc.abstractmethod
+    def barrier(self, timeout: float | None = None) -> None:
+        """Wait until every worker is here. It does not wait for pushes. Raises BarrierTimeout naming the missing.
+
+        ``timeout``: seconds; None is PSLITE_TIMEOUT.
+        """
+
+    def _barrier(self) -> None:
+        """MXNet's name of ``barrier``."""
+        self.barrier()
+
+    @abc.abstractmethod
+    def send_command_to_servers(self, head: int, body: Any) -> None:
+        """Send a command to every server and wait for their acknowledgement; servers log and ignore unknown ones."""
+
+    def _send_command_to_servers(self, head: int, body: Any) -> None:
+        """MXNet's name of ``send_command_to_servers``."""
+        self.send_command_to_servers(head, body)
+
+    @abc.abstractmethod
+    def close(self, join: bool = False) -> None:
+        """Wait for this worker's pushes, then for all workers to close. A second call does nothing.
+
+        ``join=True`` lets the others' rounds go on without this worker. Raises what made a push fail, and the PeerError
+        of a worker that failed or was lost.
+        """
+
+    @abc.abstractmethod
+    def _fail(self, error: BaseException) -> None:
+        """Tell the job at once that this worker ends with an error."""
+
+    def __enter__(self) -> KVStore:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None:
+            self.close()
+        else:
+            self._fail(error)
+
+    def __repr__(self) -> str:
+        return f"<KVStore {self._type!r} rank={self.rank} of {self.num_workers}>"
+
+    # -- shared by the types ------------------------------------------------------------------------------------------
+
+    def _groups(self, key: Any, value: Any, known: Any, what: str = "value") -> list[Group]:
+        """The call's groups, with their keys known to the store; raises UnknownKeyError."""
+        groups = group(key, value, what)
+        self._check_keys([g.key for g in groups], known)
+        return groups
+
+    def _keys(self, key: Any, known: Any) -> list[Key]:
+        keys = keys_of(key)
+        self._check_keys(keys, known)
+        return keys
+
+    def _check_keys(self, keys: list[Key], known: Any) -> None:
+        for k in keys:
+            self._check_type(k)
+            if k not in known:
+                raise UnknownKeyError(key=k)
+
+    def _check_type(self, key: Key) -> None:
+        if self._key_type is not None and type(key) is not self._key_type:
+            reason = f"this store's keys are {self._key_type.__name__}; int and str keys cannot be mixed"
+            raise KeyTypeError(key=repr(key), reason=reason)
+
+
+def results(keys: list[Key], listed: bool, values: dict[Key, Any]) -> Any:
+    """What a call without ``out`` returns: a list for a list of keys, else an array."""
+    return [values[k] for k in keys] if listed else values[keys[0]]

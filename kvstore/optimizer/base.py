@@ -1,0 +1,203 @@
+"""What an optimizer is, the registry of optimizers by name, and how one travels to the servers."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
+
+from kvstore.arrays import Array
+from kvstore.bfloat16 import bfloat16
+from pslite.errors import ConfigError
+
+from .schedulers import LRScheduler
+from .wire import decode, encode, integer, number, parameters
+
+__all__ = ["Key", "Optimizer", "State", "Weight", "create", "register", "registered"]
+
+Key = int | str
+Weight = Array | bfloat16
+State = dict[str, Array]
+_Class = TypeVar("_Class", bound="type[Optimizer]")
+
+_REGISTRY: dict[str, type[Optimizer]] = {}  # lower-case class name -> class; grows when register() is called
+_DECAYED = ("_weight", "_gamma")  # ends of the names that weight decay is for
+_MULTIPLIERS = ("lr_mult", "wd_mult")  # set after construction, so beside the constructor's arguments on the wire
+
+
+class Optimizer(ABC):
+    """Hyper-parameters, and pure functions from (weight, gradient, state) to the new weight and state.
+
+    learning_rate: attribute ``lr``; None means the scheduler's base_lr, without one ``default_learning_rate``.
+        If both are given, the learning rate overwrites the scheduler's base_lr.
+    rescale_grad: gradients are multiplied by it first. clip_gradient: then each element is limited to
+        [-clip_gradient, clip_gradient]; None, 0 and below are off. wd: weight decay.
+    lr_scheduler: called with the number of updates of the key, this one included, plus begin_num_update. MXNet takes
+        the largest number over all keys of one server; a number per key does not depend on where keys are placed.
+    param_idx2name: {integer key: name}, for multipliers by name. With it given, weight decay is off for names
+        that end in neither ``_weight`` nor ``_gamma``.
+
+    A subclass defines ``update``, and ``create_state`` if it needs state. It keeps each constructor argument in an
+    attribute of that name, by whose current value it travels; ``@kvstore.optimizer.register`` makes it known.
+    Raises ConfigError for arguments of the wrong kind.
+    """
+
+    elementwise: ClassVar[bool] = False  # True: the update of a piece of an array is that piece of the array's update
+    default_learning_rate: ClassVar[float] = 0.01
+
+    def __init__(
+        self,
+        learning_rate: float | None = None,
+        rescale_grad: float = 1.0,
+        wd: float = 0.0,
+        clip_gradient: float | None = None,
+        lr_scheduler: LRScheduler | None = None,
+        param_idx2name: Mapping[Key, str] | None = None,
+        begin_num_update: int = 0,
+    ) -> None:
+        if not (lr_scheduler is None or isinstance(lr_scheduler, LRScheduler)):
+            raise ConfigError(name="lr_scheduler", value=f"{lr_scheduler!r:.100}", allowed="subclass LRScheduler")
+        self.lr_scheduler = lr_scheduler
+        self.lr = self.default_learning_rate
+        if learning_rate is not None:
+            self.lr = number("learning_rate", learning_rate)
+            if lr_scheduler is not None:
+                lr_scheduler.base_lr = self.lr
+        self.rescale_grad = number("rescale_grad", rescale_grad)
+        self.wd = number("wd", wd)
+        self.clip_gradient = None if clip_gradient is None else number("clip_gradient", clip_gradient)
+        self.param_idx2name = _names(param_idx2name)
+        self.begin_num_update = integer("begin_num_update", begin_num_update)
+        self.set_lr_mult({})
+        self.set_wd_mult({})
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate before schedule and multipliers: the scheduler's base_lr if there is one, else ``lr``."""
+        return self.lr if self.lr_scheduler is None else self.lr_scheduler.base_lr
+
+    def set_learning_rate(self, lr: float) -> None:
+        """Raises ConfigError if a scheduler sets the learning rate."""
+        if self.lr_scheduler is not None:
+            raise ConfigError(name="learning_rate", value=lr, allowed="the scheduler sets it; set lr_scheduler.base_lr")
+        self.lr = number("learning_rate", lr)
+
+    def set_lr_mult(self, args_lr_mult: Mapping[Key, float]) -> None:
+        """Factors on the learning rate, by key or by name of ``param_idx2name``; 1 for the others."""
+        self.lr_mult = _multipliers("lr_mult", args_lr_mult)
+
+    def set_wd_mult(self, args_wd_mult: Mapping[Key, float]) -> None:
+        """Factors on the weight decay, by key or name; 1 for the others, 0 for names that param_idx2name exempts."""
+        exempt: dict[Key, float] = {n: 0.0 for n in self.param_idx2name.values() if not n.endswith(_DECAYED)}
+        self.wd_mult = exempt | _multipliers("wd_mult", args_wd_mult)
+
+    def create_state(self, key: Key, weight: Weight) -> State:
+        """New named arrays that ``update`` of this key keeps from one time to the next."""
+        return {}
+
+    @abstractmethod
+    def update(self, key: Key, weight: Weight, grad: Weight, state: State, count: int) -> None:
+        """Updates ``weight`` and ``state`` in place, never ``grad``; ``count`` is 1 at the key's first update.
+
+        weight, grad: arrays of one shape and dtype.
+        """
+
+    def _lr(self, key: Key, count: int) -> float:
+        lr = self.lr if self.lr_scheduler is None else self.lr_scheduler(self.begin_num_update + count)
+        return float(lr) * self._multiplier(self.lr_mult, key)
+
+    def _wd(self, key: Key) -> float:
+        return float(self.wd) * self._multiplier(self.wd_mult, key)
+
+    def _multiplier(self, multipliers: dict[Key, float], key: Key) -> float:
+        return multipliers.get(key, multipliers.get(self.param_idx2name.get(key, key), 1.0))
+
+    def to_wire(self) -> list[Any]:
+        """``[registered name, {hyper-parameter: value}]`` for msgpack; equal for equal optimizers.
+
+        Raises ConfigError if the class is not registered, or has an argument that is no attribute or no plain data.
+        """
+        cls = type(self)
+        if _REGISTRY.get(cls.__name__.lower()) is not cls:
+            remedy = "register the class with @kvstore.optimizer.register, above create() and serve()"
+            raise ConfigError(name="optimizer", value=cls.__name__, allowed=remedy)
+        return [cls.__name__.lower(), {name: self._encoded(name) for name in _fields(cls)}]
+
+    def _encoded(self, name: str) -> Any:
+        if not hasattr(self, name):
+            remedy = f"set self.{name} in __init__, so that it can travel to the servers"
+            raise ConfigError(name=f"{type(self).__name__}.{name}", value="(missing)", allowed=remedy)
+        value = getattr(self, name)
+        return value.to_wire() if isinstance(value, LRScheduler) else encode(name, value)
+
+    @staticmethod
+    def from_wire(wire: Any) -> Optimizer:
+        """The optimizer that ``to_wire`` described, built from registered classes and plain data only.
+
+        Raises ConfigError for an unknown name, for arguments that are missing, unknown or of the wrong kind.
+        """
+        if not (isinstance(wire, (list, tuple)) and len(wire) == 2 and isinstance(wire[1], dict)):
+            raise ConfigError(name="optimizer", value=f"{wire!r:.100}", allowed="give [name, {argument: value}]")
+        cls = _class(wire[0])
+        if set(wire[1]) != set(_fields(cls)):
+            raise ConfigError(name=wire[0], value=f"{sorted(map(str, wire[1]))}", allowed=f"takes {_fields(cls)}")
+        values = {name: decode(name, value) for name, value in wire[1].items() if name != "lr_scheduler"}
+        scheduler = wire[1]["lr_scheduler"]
+        values["lr_scheduler"] = None if scheduler is None else LRScheduler.from_wire(scheduler)
+        optimizer = cls(**{name: values[name] for name in parameters(cls)})
+        Optimizer.__init__(optimizer, **{name: values[name] for name in parameters(Optimizer)})
+        for name in _MULTIPLIERS:
+            setattr(optimizer, name, _multipliers(name, values[name]))
+        return optimizer
+
+
+def register(cls: _Class) -> _Class:
+    """Makes a subclass of Optimizer known by its lower-case class name; a class decorator. Warns if it overrides."""
+    if not (isinstance(cls, type) and issubclass(cls, Optimizer)):
+        raise ConfigError(name="register", value=f"{cls!r:.100}", allowed="decorate a subclass of Optimizer")
+    name = cls.__name__.lower()
+    if name in _REGISTRY:
+        warnings.warn(f"optimizer {name!r} is registered again; {cls.__qualname__} overrides it", stacklevel=2)
+    _REGISTRY[name] = cls
+    return cls
+
+
+def registered() -> list[str]:
+    """The names that ``create`` knows."""
+    return sorted(_REGISTRY)
+
+
+def create(name: str, **kwargs: Any) -> Optimizer:
+    """The optimizer registered as ``name``, in any case; raises ConfigError for unknown names and arguments."""
+    cls = _class(name)
+    for argument in kwargs:
+        if argument not in parameters(cls):
+            allowed = f"{cls.__name__} takes {', '.join(parameters(cls))}"
+            raise ConfigError(name=argument, value=f"{kwargs[argument]!r:.100}", allowed=allowed)
+    return cls(**kwargs)
+
+
+def _class(name: Any) -> type[Optimizer]:
+    cls = _REGISTRY.get(name.lower()) if isinstance(name, str) else None
+    if cls is None:
+        allowed = f"one of {', '.join(registered())}, or a class registered with @kvstore.optimizer.register"
+        raise ConfigError(name="optimizer", value=f"{name!s:.100}", allowed=allowed)
+    return cls
+
+
+def _fields(cls: type[Optimizer]) -> tuple[str, ...]:
+    """What travels: the constructor's arguments, and those of Optimizer even where the constructor hides them."""
+    return tuple(dict.fromkeys(parameters(cls) + parameters(Optimizer) + _MULTIPLIERS))
+
+
+def _multipliers(name: str, values: Mapping[Key, float]) -> dict[Key, float]:
+    if not isinstance(values, Mapping):
+        raise ConfigError(name=name, value=f"{values!r:.100}", allowed="give a dict {key or name: factor}")
+    return {key: number(f"{name}[{key!r}]", value) for key, value in values.items()}
+
+
+def _names(values: Mapping[Key, str] | None) -> dict[Key, str]:
+    if not (values is None or (isinstance(values, Mapping) and all(isinstance(v, str) for v in values.values()))):
+        raise ConfigError(name="param_idx2name", value=f"{values!r:.100}", allowed="give a dict {integer key: name}")
+    return dict(values or {})
