@@ -1,0 +1,222 @@
+"""The agent owns the processes of one host; ``protocol`` says what it is told and what it tells.
+
+Run as ``python -m launcher.agent``. Every process leads its own process group, and only these groups are ever
+signalled. When the agent's stdin closes, because the launcher is done or dead, everything ends within four seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import select
+import signal
+import sys
+import time
+from dataclasses import asdict
+
+from .child import Child, Lines, adopt_orphans, reap_orphans
+from .error_record import ErrorRecord, read_error_record
+from .protocol import Message, MessageReader, encode
+from .rendezvous import Rendezvous
+from .signals import SignalPipe
+from .spec import JOB_VARIABLES
+
+_ORPHAN_GRACE = 3.0  # seconds from SIGTERM to SIGKILL once nobody gives orders any more
+_KILL_WAIT = 1.0  # seconds for SIGKILL to take effect
+_ENDING_POLL = 20  # milliseconds between looks at groups that are to end
+_STRAGGLER_POLL = 500  # milliseconds between looks at groups that have outlived their leader
+_CHUNK = 1 << 16
+_PAUSE_AT = 1 << 20  # bytes of events the launcher has not read: from there on processes wait in their own writes
+
+
+class Agent:
+    """The event loop over orders, signals, the output of processes, and the events on their way out."""
+
+    def __init__(self, orders: int, events: int, signals: SignalPipe) -> None:
+        self._orders, self._events, self._signals = orders, events, signals
+        self._reader = MessageReader()
+        self._children: list[Child] = []
+        self._rendezvous: Rendezvous | None = None
+        self._out = bytearray()  # events the launcher has not taken yet
+        self._launcher_lives = True
+        self._grace = _ORPHAN_GRACE
+        self._kill_at: float | None = None  # set once everything is to end
+        self._killed = False
+
+    def run(self) -> None:
+        """Serve until everything has ended."""
+        os.set_blocking(self._events, False)
+        try:
+            while not self._finished():
+                self._turn()
+        finally:
+            self._signal_groups(signal.SIGKILL)
+            if self._rendezvous:
+                self._rendezvous.close()
+            os.set_blocking(self._events, True)
+            self._flush()
+
+    def _turn(self) -> None:
+        """Wait for one thing to happen, and act on it."""
+        pipes = {fd: child for child in self._children for fd in child.pipes}
+        poller = select.poll()
+        poller.register(self._signals, select.POLLIN)
+        if self._kill_at is None:
+            poller.register(self._orders, select.POLLIN)
+        if self._out:
+            poller.register(self._events, select.POLLOUT)
+        if len(self._out) < _PAUSE_AT:
+            for fd in pipes:
+                poller.register(fd, select.POLLIN)
+        ready = {fd for fd, _ in poller.poll(self._timeout())}
+        for fd in ready & pipes.keys():
+            self._send_lines(pipes[fd], pipes[fd].read(fd))
+        if self._signals.fileno() in ready:
+            self._on_signals()
+        if self._orders in ready:
+            self._on_orders()
+        for child in self._children:
+            child.forget_empty_group()
+        self._escalate()
+        self._flush()
+
+    def _timeout(self) -> int | None:
+        if self._kill_at is not None:
+            return _ENDING_POLL
+        return _STRAGGLER_POLL if any(c.group_lives and c.exit is not None for c in self._children) else None
+
+    # Orders, signals, and the end
+
+    def _on_orders(self) -> None:
+        data = os.read(self._orders, _CHUNK)
+        if not data:
+            self._end()
+        for order in self._reader.feed(data):
+            if order["do"] == "start":
+                self._start(order)
+            else:
+                self._signal_groups(order["signal"])
+
+    def _on_signals(self) -> None:
+        for signum in self._signals.read():
+            if signum == signal.SIGCHLD:
+                self._reap()
+            elif signum == signal.SIGTERM:
+                self._end()
+
+    def _end(self) -> None:
+        """Begin to end everything; further turns finish it."""
+        if self._kill_at is None:
+            self._kill_at = time.monotonic() + min(self._grace, _ORPHAN_GRACE)
+            self._signal_groups(signal.SIGTERM)
+
+    def _escalate(self) -> None:
+        if self._kill_at is not None and not self._killed and time.monotonic() >= self._kill_at:
+            self._killed = True
+            self._signal_groups(signal.SIGKILL)
+
+    def _finished(self) -> bool:
+        if self._kill_at is None:
+            return False
+        # A process in an uninterruptible system call outlives SIGKILL: wait for it no longer.
+        out_of_time = time.monotonic() >= self._kill_at + _KILL_WAIT
+        return out_of_time or not any(child.group_lives for child in self._children)
+
+    # Processes
+
+    def _start(self, order: Message) -> None:
+        self._grace = order["grace"]
+        self._rendezvous = Rendezvous(order["job"], order["transport"])
+        self._send({"event": "opened", "directory": str(self._rendezvous.directory)})
+        inherited = {name: value for name, value in os.environ.items() if name not in JOB_VARIABLES}
+        self._children = [Child(process) for process in order["processes"]]
+        for child in self._children:
+            env = inherited | child.env | self._rendezvous.env(child.role)
+            try:
+                child.start(env, self._rendezvous.descriptors(child.role))
+            except OSError as error:
+                text = f"{error.strerror}: {error.filename or child.argv[0]}"
+                self._send({"event": "failed", "id": child.id, "code": child.exit, "error": text})
+            else:
+                self._send({"event": "started", "id": child.id, "pid": child.pid})
+            self._write_processes(self._rendezvous)
+
+    def _reap(self) -> None:
+        ended = [
+            (code, child, self._error_record(code, child))
+            for child in self._children
+            if (code := child.ended()) is not None
+        ]
+        for code, child, record in sorted(ended, key=_suspicion):
+            for lines in child.last_words():
+                self._send_lines(child, lines)
+            child.exit = code
+            self._send(
+                {"event": "exited", "id": child.id, "code": code} | ({"record": asdict(record)} if record else {})
+            )
+            if child.role == "scheduler" and self._rendezvous:
+                self._rendezvous.stop_listening()
+        reap_orphans({child.pid for child in self._children})
+        if ended and self._rendezvous:
+            self._write_processes(self._rendezvous)
+
+    def _error_record(self, code: int, child: Child) -> ErrorRecord | None:
+        if code == 0 or self._rendezvous is None:
+            return None
+        return read_error_record(self._rendezvous.directory, child.role, child.rank)
+
+    def _signal_groups(self, signum: int) -> None:
+        for child in self._children:
+            child.signal_group(signum)
+
+    def _write_processes(self, rendezvous: Rendezvous) -> None:
+        """For the scheduler: who is alive but has not joined, and who ended before joining."""
+        path = rendezvous.directory / "processes.json"
+        fresh = path.with_suffix(".tmp")
+        fresh.write_text(json.dumps([child.as_dict() for child in self._children]), encoding="ascii")
+        fresh.replace(path)
+
+    # Events
+
+    def _send_lines(self, child: Child, lines: Lines | None) -> None:
+        if lines and lines[1]:
+            self._send({"event": "output", "id": child.id, "stream": lines[0], "lines": lines[1]})
+
+    def _send(self, event: Message) -> None:
+        if self._launcher_lives:
+            self._out += encode(event)
+
+    def _flush(self) -> None:
+        """Write what the launcher takes."""
+        try:
+            while self._out:
+                del self._out[: os.write(self._events, self._out)]
+        except BlockingIOError:
+            pass
+        except BrokenPipeError:
+            self._launcher_lives = False
+            self._out.clear()
+            self._end()
+
+
+def _suspicion(ended: tuple[int, Child, ErrorRecord | None]) -> tuple[bool, int, float]:
+    """Of those found dead in one look, one killed by a signal is more likely the cause than one that gave up, a worker
+    more likely than the servers that lost it, and the first error more likely than a later one."""
+    code, child, record = ended
+    return code >= 0, ("worker", "server", "scheduler").index(child.role), record.time if record else math.inf
+
+
+def main() -> None:
+    """Run the agent of this host on stdin and stdout."""
+    # Whatever prints by accident must not end up among the events.
+    events = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    adopt_orphans()
+    # SIGINT and SIGHUP are the launcher's to judge: queued here, and left unread.
+    with SignalPipe((signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)) as signals:
+        Agent(sys.stdin.fileno(), events, signals).run()
+
+
+if __name__ == "__main__":
+    main()

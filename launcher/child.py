@@ -1,0 +1,135 @@
+"""One process of an agent, its process group, and the pipes that carry its output."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+from .logs import LineSplitter
+
+_CHUNK = 1 << 16
+_LAST_WORDS = 1 << 20  # bytes read from a pipe whose process has ended: others of its group may write for ever
+
+Lines = tuple[str, list[str]]  # stream name, lines
+
+
+@dataclass
+class Pipe:
+    """The reading end of a process's stdout or stderr."""
+
+    stream: str
+    file: IO[bytes]
+    splitter: LineSplitter = field(default_factory=LineSplitter)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of whatever our processes leave behind, to see it end (prctl(2), PR_SET_CHILD_SUBREAPER).
+
+    Else init is, and in a container init is often a program that never reaps: a group of zombies looks alive for ever.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+
+
+def reap_orphans(own: Collection[int | None]) -> None:
+    """Reap all children that have ended, except our own, whose return codes matter."""
+    with contextlib.suppress(ChildProcessError):
+        while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and ended.si_pid not in own:
+            os.waitpid(ended.si_pid, 0)
+
+
+class Child:
+    """A process of the job. It leads a session and process group of its own. Used by the agent's one thread only."""
+
+    def __init__(self, order: Mapping[str, Any]) -> None:
+        self.id: int = order["id"]
+        self.role: str = order["role"]
+        self.rank: int = order["rank"]
+        self.host: str = order["host"]
+        self.argv: list[str] = order["argv"]
+        self.env: dict[str, str] = order["env"]
+        self.pid: int | None = None
+        self.exit: int | None = None  # the return code, negative for a signal; 126 or 127 if it could not be started
+        self.group_lives = False  # the process, or others of its group, may be running
+        self.pipes: dict[int, Pipe] = {}  # those still open, by descriptor
+        self._popen: subprocess.Popen[bytes] | None = None
+
+    def start(self, env: Mapping[str, str], descriptors: tuple[int, ...]) -> None:
+        """Start it with exactly this environment, inheriting these descriptors. Raises OSError."""
+        try:
+            self._popen = subprocess.Popen(
+                self.argv,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                bufsize=0,
+                start_new_session=True,
+                pass_fds=descriptors,
+            )
+        except OSError as error:
+            self.exit = 127 if isinstance(error, FileNotFoundError) else 126
+            raise
+        self.pid, self.group_lives = self._popen.pid, True
+        for stream, file in (("stdout", self._popen.stdout), ("stderr", self._popen.stderr)):
+            assert file is not None
+            os.set_blocking(file.fileno(), False)
+            self.pipes[file.fileno()] = Pipe(stream, file)
+
+    def ended(self) -> int | None:
+        """Its return code once it has ended and while ``exit`` does not say so yet, else None."""
+        return self._popen.poll() if self._popen is not None and self.exit is None else None
+
+    def read(self, descriptor: int) -> Lines | None:
+        """What a pipe has now, None when it has nothing."""
+        pipe = self.pipes[descriptor]
+        try:
+            data = os.read(descriptor, _CHUNK)
+        except BlockingIOError:
+            return None
+        if not data:
+            del self.pipes[descriptor]
+            pipe.file.close()
+        return pipe.stream, pipe.splitter.feed(data, final=not data)
+
+    def last_words(self) -> Iterator[Lines]:
+        """All that the ended process has written and nobody has read."""
+        for descriptor, pipe in list(self.pipes.items()):
+            for _ in range(_LAST_WORDS // _CHUNK):
+                lines = self.read(descriptor)
+                if lines is None:
+                    break
+                yield lines
+                if descriptor not in self.pipes:
+                    break
+            else:
+                continue
+            yield pipe.stream, pipe.splitter.feed(b"", final=True)
+
+    def signal_group(self, signum: int) -> None:
+        """Signal all of its group; a stopped process is woken to receive it."""
+        if not self.group_lives or self.pid is None:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signum)
+            if signum != signal.SIGKILL:
+                os.killpg(self.pid, signal.SIGCONT)
+
+    def forget_empty_group(self) -> None:
+        """The number of an empty group may soon belong to a stranger."""
+        if self.group_lives and self.exit is not None and self.pid is not None:
+            try:
+                os.killpg(self.pid, 0)
+            except ProcessLookupError:
+                self.group_lives = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Its line in processes.json."""
+        return {"role": self.role, "rank": self.rank, "host": self.host, "pid": self.pid, "exit": self.exit}

@@ -1,0 +1,65 @@
+"""``pslite``: one command with subcommands."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import platform
+import sys
+from collections.abc import Callable, Sequence
+
+from . import cli, local
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``pslite`` with these arguments (default: the process's). Returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        sys.stdout.write(_help())
+        return 0 if words else 2
+    if words[0] not in _COMMANDS:
+        sys.stderr.write(f"pslite: error: unknown command {words[0]!r}; known are {', '.join(_COMMANDS)}\n")
+        return 2
+    return _COMMANDS[words[0]][0](words[1:])
+
+
+def _launch(arguments: Sequence[str]) -> int:
+    return cli.main(arguments, prog="pslite launch")
+
+
+def _env(arguments: Sequence[str]) -> int:
+    if arguments:
+        sys.stderr.write("pslite env: error: it takes no arguments\n")
+        return 2
+    versions = {name: _version(name) for name in ("numpy", "pyzmq", "msgpack", "pslite")}
+    versions["libzmq"] = _libzmq_version()
+    versions["python"] = f"{platform.python_version()} ({platform.python_implementation()}, {sys.executable})"
+    versions["platform"] = platform.platform()
+    for name in ("pslite", "python", "numpy", "pyzmq", "libzmq", "msgpack", "platform"):
+        sys.stdout.write(f"{name + ':':<10}{versions[name]}\n")
+    return 0
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return f"not installed (running from {local.package_root()})" if distribution == "pslite" else "not installed"
+
+
+def _libzmq_version() -> str:
+    try:
+        return str(importlib.import_module("zmq").zmq_version())
+    except ImportError as error:
+        return f"not importable: {error}"
+
+
+def _help() -> str:
+    commands = "".join(f"  {name:<8} {text}\n" for name, (_, text) in _COMMANDS.items())
+    return f"usage: pslite COMMAND [ARG ...]\n\ncommands:\n{commands}"
+
+
+_COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "launch": (_launch, "start a scheduler, servers and workers (the same as pslite-launch)"),
+    "env": (_env, "print the versions that a bug report needs"),
+}

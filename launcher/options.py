@@ -1,0 +1,183 @@
+"""The command line of the launcher. Strict: an unknown option is an error, never part of the command."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+LAUNCHERS = ("local",)
+
+_USAGE = "%(prog)s -n N [-s N] [options] [--] COMMAND [ARG ...]"
+_DESCRIPTION = """\
+Start a scheduler, servers and workers, each running COMMAND with its role and
+rank in the environment; stop them all when one fails. The command begins at
+the first word that is not an option, or after --, and is passed on unchanged.
+"""
+_EXAMPLES = """\
+examples:
+  {prog} -n 4 -s 2 python train.py --kv-store dist_sync
+  {prog} -n 4 --log-dir runs --env-worker SEED=1 python train.py
+  {prog} -n 2 --dry-run --format json python train.py
+"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The launcher's options, validated. Times are seconds."""
+
+    num_workers: int
+    num_servers: int
+    command: tuple[str, ...]
+    launcher: str = "local"
+    server_command: tuple[str, ...] | None = None
+    env: tuple[str, ...] = ()
+    env_server: tuple[str, ...] = ()
+    env_worker: tuple[str, ...] = ()
+    log_dir: str | None = None
+    start_timeout: float | None = None
+    grace: float = 10.0
+    color: str = "auto"
+    prefix: bool = True
+    timestamps: bool = False
+    dry_run: bool = False
+    format: str = "text"
+
+
+def parse(argv: Sequence[str], prog: str) -> Options:
+    """Parse and validate; on ``--help`` and on mistakes raises SystemExit (0 and 2) as argparse does."""
+    parser = _parser(prog)
+    args = parser.parse_args(argv)
+    if args.launcher not in LAUNCHERS:
+        parser.error(f"--launcher {args.launcher}: not available in this version; available: {', '.join(LAUNCHERS)}")
+    for option, value in (("--hostfile", args.hostfile), ("--sync-dst-dir", args.sync_dst_dir)):
+        if value is not None:
+            parser.error(f"{option} needs --launcher ssh; --launcher {args.launcher} runs everything on this host")
+    if args.format and not args.dry_run:
+        parser.error("--format needs --dry-run")
+    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if not command:
+        parser.error("the command to run is missing")
+    return Options(
+        num_workers=args.num_workers,
+        num_servers=args.num_workers if args.num_servers is None else args.num_servers,
+        command=tuple(command),
+        launcher=args.launcher,
+        server_command=args.server_command,
+        env=tuple(args.env),
+        env_server=tuple(args.env_server),
+        env_worker=tuple(args.env_worker),
+        log_dir=args.log_dir,
+        start_timeout=args.start_timeout,
+        grace=args.grace,
+        color=args.color,
+        prefix=not args.no_prefix,
+        timestamps=args.timestamps,
+        dry_run=args.dry_run,
+        format=args.format or "text",
+    )
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        usage=_USAGE,
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES.format(prog=prog),
+        allow_abbrev=False,
+        add_help=False,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=27, width=79),
+    )
+    _add_processes(parser.add_argument_group("processes"))
+    _add_hosts(parser.add_argument_group("hosts"))
+    _add_environment(parser.add_argument_group("environment"))
+    _add_output(parser.add_argument_group("output"))
+    parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
+
+
+def _add_processes(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("-n", "--num-workers", type=_count, required=True, metavar="N", help="number of workers")
+    group.add_argument(
+        "-s", "--num-servers", type=_count, metavar="N", help="number of servers (default: as many as workers)"
+    )
+    group.add_argument(
+        "--server-command",
+        type=_words,
+        metavar="CMD",
+        help="what servers and the scheduler run instead of COMMAND: one argument, split like a shell does",
+    )
+    group.add_argument(
+        "--start-timeout",
+        type=_seconds,
+        metavar="SECONDS",
+        help="how long to wait for all processes to join; 0 for ever (sets PSLITE_START_TIMEOUT)",
+    )
+    group.add_argument(
+        "--grace",
+        type=_seconds,
+        default=10.0,
+        metavar="SECONDS",
+        help="time between SIGTERM and SIGKILL, and for servers to end after the last worker (default: 10)",
+    )
+    group.add_argument("--dry-run", action="store_true", help="print what would be started, and start nothing")
+    group.add_argument("--format", choices=("text", "json"), help="of --dry-run (default: text)")
+    group.add_argument("-h", "--help", action="help", help="show this text and exit")
+
+
+def _add_hosts(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--launcher", default="local", metavar="NAME", help="how to start: local (default)")
+    group.add_argument("-H", "--hostfile", metavar="FILE", help="hosts to use, one per line (needs ssh)")
+    group.add_argument(
+        "--sync-dst-dir", metavar="DIR", help="copy the working directory there on every host (needs ssh)"
+    )
+
+
+def _add_environment(group: argparse._ArgumentGroup) -> None:
+    for option, who in (("--env", "every process"), ("--env-server", "servers"), ("--env-worker", "workers")):
+        group.add_argument(
+            option,
+            action="append",
+            default=[],
+            metavar="NAME[=V]",
+            help=f"set a variable for {who}; also NAME:V (repeatable)",
+        )
+
+
+def _add_output(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--log-dir", metavar="DIR", help="also write each process's output below DIR")
+    group.add_argument(
+        "--color",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="colour the prefixes (default: auto, on a terminal; NO_COLOR and FORCE_COLOR count)",
+    )
+    group.add_argument("--no-prefix", action="store_true", help="do not begin lines with [worker 0]")
+    group.add_argument("--timestamps", action="store_true", help="begin lines with the time of day")
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number that is at least 1")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds that is at least 0")
+    return seconds
+
+
+def _words(text: str) -> tuple[str, ...]:
+    try:
+        words = tuple(shlex.split(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
+    if not words:
+        raise argparse.ArgumentTypeError("the command is empty")
+    return words

@@ -1,0 +1,47 @@
+"""What the launcher and an agent say to each other: JSON objects, one per line, over the agent's stdin and stdout.
+
+Orders, to the agent:
+
+    {"do": "start", "job": ID, "transport": "ipc" | "tcp", "grace": SECONDS,
+        "processes": [{"id", "role", "rank", "host", "argv", "env"}]}         once, first
+    {"do": "signal", "signal": N}         to all process groups
+
+Events, to the launcher. Each process has one "failed", or one "started" and later one "exited":
+
+    {"event": "opened", "directory": PATH}
+    {"event": "started", "id", "pid"}         its pid is also its process group
+    {"event": "failed", "id", "code": 126 | 127, "error": TEXT}         it could not be started
+    {"event": "output", "id", "stream": "stdout" | "stderr", "lines": [TEXT]}
+    {"event": "exited", "id", "code", "record"?}         negative for a signal; all it wrote came before;
+                                                         "record": its error record, if it left one
+
+The end of the orders ends everything: the agent stops what still runs, removes the job's directory and exits.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+Message = dict[str, Any]
+
+
+def encode(message: Message) -> bytes:
+    """One line. JSON's ASCII escapes carry undecodable bytes (surrogates) in arguments and output unchanged."""
+    return json.dumps(message, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+class MessageReader:
+    """Cuts a stream of bytes into messages."""
+
+    def __init__(self) -> None:
+        self._rest: list[bytes] = []  # of an unfinished line
+
+    def feed(self, data: bytes) -> list[Message]:
+        """The messages that are complete after these bytes."""
+        *lines, rest = data.split(b"\n")
+        if lines:
+            lines[0] = b"".join([*self._rest, lines[0]])
+            self._rest = []
+        self._rest.append(rest)
+        return [json.loads(line) for line in lines]

@@ -1,0 +1,157 @@
+"""Runs a job: carries events and signals to the supervisor, its actions to the agents, and output to the console."""
+
+from __future__ import annotations
+
+import select
+import signal
+import time
+
+from . import local
+from .console import Console
+from .error_record import ErrorRecord
+from .link import AgentLink
+from .logs import LogFiles, Prefixer, Tails
+from .protocol import Message
+from .report import failure_report
+from .signals import SignalPipe
+from .spec import JobSpec
+from .supervise import Action, Send, Supervisor
+
+_PAUSE_AT = 1 << 18  # bytes of output the terminal has not taken: then agents, and in turn processes, wait
+
+
+class Job:
+    """One run of a JobSpec. Everything happens in the thread that calls ``run``."""
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        job: str,
+        *,
+        grace: float,
+        console: Console,
+        colors: dict[str, bool],
+        prefixer: Prefixer,
+        files: LogFiles | None,
+    ) -> None:
+        self._spec, self._job, self._grace = spec, job, grace
+        self._console, self._colors, self._prefixer, self._files = console, colors, prefixer, files
+        self._tails = Tails(len(spec.processes))
+        self._supervisor = Supervisor(spec.processes, grace, time.monotonic())
+        self._agents: list[AgentLink] = []
+        self._ending = False  # the agents were told to end
+        self._directories: dict[str, str] = {}  # by host: for cleaning up after an agent that died
+
+    def run(self, signals: SignalPipe) -> int:
+        """Start everything, wait for the end, report. Returns the exit status."""
+        try:
+            for notice in self._spec.notices:
+                self._say(notice)
+            self._open()
+            while not self._supervisor.finished(time.monotonic()):
+                self._turn(signals)
+            self._end_orders()
+            while self._agents:
+                self._turn(signals)
+        finally:
+            self._end_orders()  # after an error of our own: this is what ends the processes
+        for line in failure_report(self._supervisor, self._tails, self._files):
+            self._console.write("stderr", line)
+        self._console.drain(signals.fileno())
+        return self._supervisor.status()
+
+    def _open(self) -> None:
+        self._agents = local.open_agents()
+        for agent in self._agents:
+            mine = [
+                {"id": index} | process.as_dict()
+                for index, process in enumerate(self._spec.processes)
+                if process.host == agent.host
+            ]
+            order = {"do": "start", "job": self._job, "transport": self._spec.transport, "grace": self._grace}
+            agent.send(order | {"processes": mine})
+
+    def _end_orders(self) -> None:
+        self._ending = True
+        for agent in self._agents:
+            agent.end_orders()
+
+    def _turn(self, signals: SignalPipe) -> None:
+        """Wait for one thing to happen, and act on it."""
+        blocked = self._console.flush()
+        if self._console.broken and self._supervisor.cause is None:
+            self._act(self._supervisor.signalled(signal.SIGPIPE, time.monotonic()))
+        poller = select.poll()
+        poller.register(signals, select.POLLIN)
+        if blocked is not None:
+            poller.register(blocked, select.POLLOUT)
+        # Once the job is being stopped, its ends matter more than the memory that its last words take.
+        if self._console.pending < _PAUSE_AT or self._supervisor.cause is not None:
+            for agent in self._agents:
+                poller.register(agent, select.POLLIN)
+        ready = {descriptor for descriptor, _ in poller.poll(self._timeout())}
+        if signals.fileno() in ready:
+            for signum in signals.read():
+                self._act(self._supervisor.signalled(signum, time.monotonic()))
+        for agent in list(self._agents):
+            if agent.fileno() in ready:
+                self._receive(agent)
+        self._act(self._supervisor.tick(time.monotonic()))
+
+    def _timeout(self) -> float | None:
+        """Milliseconds, as poll() wants them, and rounded up so that the deadline has passed afterwards."""
+        deadline = self._supervisor.deadline()
+        return None if deadline is None or self._ending else max(0, deadline - time.monotonic()) * 1000 + 1
+
+    def _receive(self, agent: AgentLink) -> None:
+        events = agent.receive()
+        for event in events or ():
+            self._on_event(agent.host, event)
+        if events is not None:
+            return
+        self._agents.remove(agent)
+        if agent.close() == 0 and self._ending:
+            return
+        pids = [p.pid for p in self._supervisor.running() if p.spec.host == agent.host and p.pid is not None]
+        local.clean_up(pids, self._directories.get(agent.host))
+        if not self._ending:
+            self._act(self._supervisor.agent_lost(agent.host, time.monotonic()))
+
+    def _on_event(self, host: str, event: Message) -> None:
+        now = time.monotonic()
+        match event["event"]:
+            case "opened":
+                self._directories[host] = event["directory"]
+            case "started":
+                self._supervisor.started(event["id"], event["pid"])
+            case "output":
+                self._output(event["id"], event["stream"], event["lines"])
+            case "exited":
+                record = ErrorRecord(**event["record"]) if "record" in event else None
+                self._act(self._supervisor.exited(event["id"], event["code"], now, record))
+            case "failed":
+                self._act(self._supervisor.could_not_start(event["id"], event["error"], event["code"], now))
+
+    def _output(self, index: int, stream: str, lines: list[str]) -> None:
+        if stream == "stderr":
+            self._tails.add(index, lines)
+        now = time.time()
+        for line in lines:
+            self._console.write(stream, self._prefixer.line(index, line, self._colors[stream], now))
+        if self._files:
+            try:
+                self._files.write(index, stream, lines)
+            except OSError as error:  # a full disk ends the logs, not the training
+                self._say(f"no more log files: {error}")
+                self._files = None
+
+    def _act(self, actions: list[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Send):
+                for agent in self._agents:
+                    agent.send({"do": "signal", "signal": action.signum})
+            else:
+                self._say(action.text)
+
+    def _say(self, text: str) -> None:
+        self._console.write("stderr", f"pslite: {text}")

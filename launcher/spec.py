@@ -1,0 +1,138 @@
+"""From options to the list of processes to start. Pure: no process, file or clock."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .options import Options
+
+#: What exists only once the job has been opened; the last for the scheduler only.
+SET_AT_START = (
+    "DMLC_PS_ROOT_URI",
+    "DMLC_PS_ROOT_PORT",
+    "PSLITE_JOB_ID",
+    "PSLITE_JOB_DIR",
+    "PSLITE_ROOT",
+    "PSLITE_ROOT_FD",
+)
+#: What tells a process its place in a job. Inherited values belong to another job: the agent removes them.
+JOB_VARIABLES = frozenset(
+    (
+        *("DMLC_ROLE", "DMLC_NUM_WORKER", "DMLC_NUM_SERVER", "DMLC_JOB_CLUSTER"),
+        *("DMLC_RANK", "DMLC_TASK_ID", "DMLC_WORKER_ID", "DMLC_SERVER_ID", "RANK", "WORLD_SIZE", "LOCAL_RANK"),
+        *SET_AT_START,
+    )
+)
+
+_ENV = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?:[=:](.*))?", re.DOTALL)
+
+
+class UsageError(ValueError):
+    """The command line cannot be carried out; the text says what to change."""
+
+
+@dataclass(frozen=True)
+class ProcessSpec:
+    """One process to start: ``env`` is what it gets on top of the environment of its host's agent."""
+
+    role: str
+    rank: int
+    host: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+
+    @property
+    def label(self) -> str:
+        """``worker 0``, ``server 1``, ``scheduler``."""
+        return self.role if self.role == "scheduler" else f"{self.role} {self.rank}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return {
+            "role": self.role,
+            "rank": self.rank,
+            "host": self.host,
+            "argv": list(self.argv),
+            "env": dict(self.env),
+        }
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """All processes of a job, in the order in which they start."""
+
+    processes: tuple[ProcessSpec, ...]
+    transport: str  # of the scheduler's listening socket: ipc or tcp
+    notices: tuple[str, ...]  # said once on stderr
+
+
+def plan(options: Options, environ: Mapping[str, str], import_root: str | None = None) -> JobSpec:
+    """What to start for these options.
+
+    ``environ`` is the launcher's own environment. ``import_root``, if given, is put first in every process's
+    PYTHONPATH: the source checkout, when the packages are not installed. Raises UsageError.
+    """
+    common = dict(_common(options, environ, import_root)) | _parse_env("--env", options.env, environ)
+    servers = common | _parse_env("--env-server", options.env_server, environ)
+    workers = common | _parse_env("--env-worker", options.env_worker, environ)
+    notices = []
+    total = 1 + options.num_servers + options.num_workers
+    # Every process would start a thread per core for its linear algebra, and they would fight for the cores.
+    if not environ.get("OMP_NUM_THREADS") and any("OMP_NUM_THREADS" not in env for env in (servers, workers)):
+        common, servers, workers = ({"OMP_NUM_THREADS": "1"} | env for env in (common, servers, workers))
+        notices.append(f"OMP_NUM_THREADS=1, for {total} processes share this host; set it to choose another number")
+    server_argv = options.server_command or options.command
+    processes = [_process("scheduler", 0, server_argv, common)]
+    processes += [_process("server", rank, server_argv, servers) for rank in range(options.num_servers)]
+    processes += [_worker(rank, options, workers) for rank in range(options.num_workers)]
+    transport = common.get("PSLITE_TRANSPORT", environ.get("PSLITE_TRANSPORT", ""))
+    return JobSpec(tuple(processes), "tcp" if transport.strip().lower() == "tcp" else "ipc", tuple(notices))
+
+
+def _common(options: Options, environ: Mapping[str, str], import_root: str | None) -> Iterator[tuple[str, str]]:
+    yield "DMLC_NUM_WORKER", str(options.num_workers)
+    yield "DMLC_NUM_SERVER", str(options.num_servers)
+    yield "DMLC_JOB_CLUSTER", options.launcher
+    yield "PYTHONUNBUFFERED", "1"
+    if options.start_timeout is not None:
+        yield "PSLITE_START_TIMEOUT", f"{options.start_timeout:g}"
+    if import_root:
+        inherited = environ.get("PYTHONPATH")
+        yield "PYTHONPATH", f"{import_root}:{inherited}" if inherited else import_root
+
+
+def _process(role: str, rank: int, argv: Sequence[str], env: dict[str, str]) -> ProcessSpec:
+    own = {"DMLC_ROLE": role}
+    if role == "server":
+        own["DMLC_SERVER_ID"] = str(rank)
+    return ProcessSpec(role, rank, "localhost", tuple(argv), own | env)
+
+
+def _worker(rank: int, options: Options, env: dict[str, str]) -> ProcessSpec:
+    own = {
+        "DMLC_ROLE": "worker",
+        "DMLC_WORKER_ID": str(rank),
+        "RANK": str(rank),
+        "WORLD_SIZE": str(options.num_workers),
+        "LOCAL_RANK": str(rank),
+    }
+    return ProcessSpec("worker", rank, "localhost", options.command, own | env)
+
+
+def _parse_env(option: str, texts: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
+    """``NAME=V``, ``NAME:V`` (as MXNet writes it), or ``NAME`` with the launcher's own value."""
+    env = {}
+    for text in texts:
+        match = _ENV.fullmatch(text)
+        if match is None:
+            raise UsageError(f"{option} {text!r}: give NAME, NAME=VALUE or NAME:VALUE")
+        name, value = match[1], match[2]
+        if name in JOB_VARIABLES:
+            raise UsageError(f"{option} {name}: this variable is set by the launcher")
+        if value is None and name not in environ:
+            raise UsageError(f"{option} {name}: not set in the launcher's environment; give {name}=VALUE")
+        env[name] = environ[name] if value is None else value
+    return env

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher.options import parse
+
+OPTIONS = {
+    *("-n", "--num-workers", "-s", "--num-servers", "--server-command", "--start-timeout", "--grace", "--dry-run"),
+    *("--format", "-h", "--help", "--launcher", "-H", "--hostfile", "--sync-dst-dir"),
+    *("--env", "--env-server", "--env-worker", "--log-dir", "--color", "--no-prefix", "--timestamps"),
+}
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as exit_:
+        parse(arguments, "launch.py")
+    assert exit_.value.code == 2
+    return capsys.readouterr().err
+
+
+def help_text(capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as exit_:
+        parse(["-h"], "python -m launcher")
+    assert exit_.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_fits_80_columns_and_ends_with_three_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = help_text(capsys).rstrip().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[-4] == "examples:"
+    assert all(line.startswith("  python -m launcher -n ") for line in lines[-3:])
+
+
+def test_the_set_of_options_changes_on_purpose_only(capsys: pytest.CaptureFixture[str]) -> None:
+    found = set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", help_text(capsys).split("examples:")[0]))
+    assert found - {"-m"} == OPTIONS
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))))
+def test_what_follows_the_command_belongs_to_it(arguments: list[str]) -> None:
+    assert parse(["-n", "1", "python", *arguments], "x").command == ("python", *arguments)
+    assert parse(["-n", "1", "--", "-odd", *arguments], "x").command == ("-odd", *arguments)
+
+
+def test_the_launchers_options_after_the_command_are_the_commands() -> None:
+    options = parse(["-n", "2", "python", "t.py", "-n", "9", "--", "--launcher", "ssh"], "x")
+    assert options.num_workers == 2
+    assert options.command == ("python", "t.py", "-n", "9", "--", "--launcher", "ssh")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["-n", "1", "--frobnicate", "python"], "unrecognized arguments: --frobnicate"),
+        (["-n", "1", "--num-server", "1", "python"], "unrecognized arguments: --num-server"),
+        (["python"], "required: -n/--num-workers"),
+        (["-n", "0", "python"], "'0' is not a number that is at least 1"),
+        (["-n", "1", "-s", "-1", "python"], "'-1' is not a number that is at least 1"),
+        (["-n", "1"], "the command to run is missing"),
+        (["-n", "1", "--"], "the command to run is missing"),
+        (["-n", "1", "--launcher", "ssh", "python"], "--launcher ssh: not available in this version; available: local"),
+        (["-n", "1", "-H", "hosts", "python"], "--hostfile needs --launcher ssh"),
+        (["-n", "1", "--sync-dst-dir", "/x", "python"], "--sync-dst-dir needs --launcher ssh"),
+        (["-n", "1", "--grace", "soon", "python"], "'soon' is not a number of seconds"),
+        (["-n", "1", "--grace", "inf", "python"], "'inf' is not a number of seconds"),
+        (["-n", "1", "--server-command", "a 'b", "python"], "No closing quotation"),
+        (["-n", "1", "--server-command", " ", "python"], "the command is empty"),
+        (["-n", "1", "--format", "json", "python"], "--format needs --dry-run"),
+    ],
+)
+def test_mistakes_are_named(capsys: pytest.CaptureFixture[str], arguments: list[str], text: str) -> None:
+    assert text in error_of(capsys, *arguments)

@@ -1,0 +1,220 @@
+"""The launcher's judgement, with a clock that stands still and no processes."""
+
+from __future__ import annotations
+
+from signal import SIGHUP, SIGINT, SIGKILL, SIGPIPE, SIGTERM
+
+import pytest
+
+from launcher.error_record import ErrorRecord
+from launcher.spec import ProcessSpec
+from launcher.supervise import Failed, Overstayed, Say, Send, Supervisor
+
+SCHEDULER, SERVER, WORKER0, WORKER1 = range(4)
+
+
+def supervisor(host: str = "localhost") -> Supervisor:
+    places = [("scheduler", 0), ("server", 0), ("worker", 0), ("worker", 1)]
+    specs = [ProcessSpec(role, rank, "localhost", ("x",), {}) for role, rank in places]
+    machine = Supervisor([*specs[:3], ProcessSpec("worker", 1, host, ("x",), {})], grace=10, now=100.0)
+    for index in range(4):
+        machine.started(index, 1000 + index)
+    return machine
+
+
+def end(machine: Supervisor, code: int, *indexes: int, now: float = 101.0) -> None:
+    for index in indexes:
+        machine.exited(index, code, now)
+
+
+def test_a_job_whose_processes_all_end_with_0_is_a_success() -> None:
+    machine = supervisor()
+    end(machine, 0, WORKER0, SERVER, WORKER1)
+    assert not machine.finished(101)
+    end(machine, 0, SCHEDULER)
+    assert machine.finished(101)
+    assert machine.status() == 0
+
+
+def test_the_first_failure_stops_the_rest_and_gives_the_status() -> None:
+    machine = supervisor()
+    assert machine.exited(WORKER1, 3, 101) == [Send(SIGTERM)]
+    assert machine.exited(WORKER0, 4, 101.1) == []
+    assert isinstance(machine.cause, Failed)
+    assert machine.cause.process.spec.label == "worker 1"
+    assert [p.spec.label for p in machine.cause.stopped] == ["scheduler", "server 0", "worker 0"]
+    end(machine, -SIGTERM, SCHEDULER, SERVER)
+    assert machine.finished(102)
+    assert machine.status() == 3
+
+
+def by(label: str | None, time: float = 1e9) -> ErrorRecord:
+    return ErrorRecord(time, "an error", label)
+
+
+def blamed(machine: Supervisor) -> list[str]:
+    """The root cause, and who failed besides."""
+    assert isinstance(machine.cause, Failed)
+    return [p.spec.label for p in (machine.cause.process, *machine.cause.others)]
+
+
+def test_a_consequence_waits_for_its_cause() -> None:
+    machine = supervisor()
+    assert machine.exited(WORKER0, 1, 101, by("worker 1")) == []
+    assert machine.exited(SERVER, 1, 101.1) == []
+    assert machine.tick(101.9) == []
+    assert machine.exited(WORKER1, 3, 101.9, by(None)) == [Send(SIGTERM)]
+    assert blamed(machine) == ["worker 1", "worker 0", "server 0"]
+    assert machine.status() == 3
+
+
+@pytest.mark.parametrize(
+    ("index", "code", "record"),
+    [
+        (WORKER1, 3, None),
+        (WORKER1, -SIGKILL, None),
+        (WORKER1, 3, by(None)),
+        (WORKER1, 3, by("worker 1")),
+        (SERVER, 3, by(None)),
+        (SERVER, -SIGKILL, None),
+    ],
+)
+def test_a_failure_that_nobody_else_has_caused_stops_at_once(index: int, code: int, record: ErrorRecord | None) -> None:
+    machine = supervisor()
+    assert machine.exited(SCHEDULER, 1, 101) == []
+    assert machine.exited(index, code, 101.1, record) == [Send(SIGTERM)]
+    assert blamed(machine) == [machine.processes[index].spec.label, "scheduler"]
+
+
+def test_a_cause_that_does_not_end_is_waited_for_no_longer_than_a_second() -> None:
+    machine = supervisor()
+    machine.exited(WORKER0, 4, 101, by("worker 1"))
+    machine.exited(SERVER, 1, 101.5, by("worker 1"))
+    assert machine.deadline() == 102
+    assert machine.tick(102) == [Send(SIGTERM)]
+    assert machine.deadline() == 112
+    assert machine.exited(WORKER1, 3, 102.1, by(None)) == []
+    assert blamed(machine) == ["worker 0", "server 0"]
+    assert machine.status() == 4
+
+
+def test_of_consequences_only_the_one_recorded_first_is_named() -> None:
+    """Worker 1 finished early: worker 0 failed because of that, and the server because of worker 0."""
+    machine = supervisor()
+    end(machine, 0, WORKER1)
+    machine.exited(SERVER, 1, 101, by("worker 0", 1e9 + 1))
+    machine.exited(WORKER0, 4, 101.1, by("worker 1", 1e9))
+    assert machine.tick(102) == [Send(SIGTERM)]
+    assert blamed(machine) == ["worker 0", "server 0"]
+    assert machine.status() == 4
+
+
+def test_a_server_that_fails_alone_fails_the_job() -> None:
+    machine = supervisor()
+    machine.exited(SERVER, 5, 101)
+    end(machine, 0, WORKER0, WORKER1)
+    assert machine.deadline() == 102
+    end(machine, 0, SCHEDULER)
+    assert machine.finished(101)
+    assert blamed(machine) == ["server 0"]
+    assert machine.status() == 5
+
+
+def test_ctrl_c_while_the_cause_is_waited_for_stops_at_once_and_keeps_the_failure() -> None:
+    machine = supervisor()
+    machine.exited(WORKER0, 4, 101, by("worker 1"))
+    assert machine.signalled(SIGINT, 101.2) == [Send(SIGTERM)]
+    assert Send(SIGKILL) in machine.signalled(SIGINT, 101.3)
+    assert machine.status() == 4
+
+
+def test_a_signal_is_128_more() -> None:
+    machine = supervisor()
+    machine.exited(SERVER, -SIGKILL, 101)
+    assert machine.status() == 137
+
+
+def test_what_does_not_end_is_killed_after_the_grace() -> None:
+    machine = supervisor()
+    machine.exited(WORKER0, 3, 101)
+    assert machine.tick(110.9) == []
+    assert machine.deadline() == 111
+    assert machine.tick(111) == [Send(SIGKILL)]
+    assert not machine.finished(115)
+
+
+def test_what_cannot_even_be_killed_is_given_up() -> None:
+    machine = supervisor()
+    machine.exited(WORKER0, 3, 101)
+    machine.tick(111)
+    assert machine.deadline() == 116
+    assert machine.finished(116)
+    assert machine.status() == 3
+
+
+def test_ctrl_c_goes_on_to_sigterm_and_sigkill() -> None:
+    machine = supervisor()
+    say, send = machine.signalled(SIGINT, 101)
+    assert say == Say("SIGINT: stopping 4 processes; press Ctrl-C to kill at once")
+    assert send == Send(SIGINT)
+    assert machine.tick(111) == [Send(SIGTERM)]
+    assert machine.tick(121) == [Send(SIGKILL)]
+    assert machine.status() == 130
+
+
+def test_a_second_ctrl_c_kills_at_once() -> None:
+    machine = supervisor()
+    machine.signalled(SIGINT, 101)
+    end(machine, 0, WORKER0)
+    assert machine.signalled(SIGINT, 101.5) == [Say("killing 3 processes"), Send(SIGKILL)]
+    assert machine.status() == 130
+
+
+def test_ctrl_c_during_the_stop_after_a_failure_kills_at_once_and_keeps_the_status() -> None:
+    machine = supervisor()
+    machine.exited(WORKER0, 3, 101)
+    assert Send(SIGKILL) in machine.signalled(SIGINT, 102)
+    assert machine.status() == 3
+
+
+def test_every_other_signal_stops_by_sigterm() -> None:
+    for signum, status in ((SIGTERM, 143), (SIGHUP, 129), (SIGPIPE, 141)):
+        machine = supervisor()
+        assert machine.signalled(signum, 101)[1:] == [Send(SIGTERM)]
+        assert machine.signalled(SIGTERM, 101) == []
+        end(machine, 0, SCHEDULER, SERVER, WORKER0, WORKER1)
+        assert machine.status() == status
+
+
+def test_servers_have_the_grace_to_end_after_the_last_worker() -> None:
+    machine = supervisor()
+    end(machine, 0, WORKER0)
+    assert machine.deadline() is None
+    end(machine, 0, WORKER1, now=105)
+    assert machine.deadline() == 115
+    end(machine, 0, SERVER, now=106)
+    assert machine.tick(114.9) == []
+    assert machine.tick(115) == [Send(SIGTERM)]
+    assert isinstance(machine.cause, Overstayed)
+    assert [p.spec.label for p in machine.cause.processes] == ["scheduler"]
+    assert machine.tick(125) == [Send(SIGKILL)]
+    end(machine, -SIGKILL, SCHEDULER, now=125)
+    assert machine.finished(125)
+    assert machine.status() == 1
+
+
+def test_a_command_that_cannot_be_started_has_the_shells_status() -> None:
+    machine = Supervisor([process.spec for process in supervisor().processes], 10, 100)
+    assert machine.could_not_start(0, "No such file or directory: x", 127, 100) == [Send(SIGTERM)]
+    assert not machine.finished(100)
+    for index in (1, 2, 3):
+        assert machine.could_not_start(index, "No such file or directory: x", 127, 100) == []
+    assert machine.finished(100)
+    assert machine.status() == 127
+
+
+def test_losing_an_agent_ends_its_processes_and_stops_the_others() -> None:
+    machine = supervisor(host="far")
+    assert machine.agent_lost("far", 101) == [Send(SIGTERM)]
+    assert [p.spec.label for p in machine.running()] == ["scheduler", "server 0", "worker 0"]
+    assert machine.status() == 1
