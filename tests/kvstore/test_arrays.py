@@ -6,6 +6,7 @@ import array
 import struct
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -268,8 +269,7 @@ def test_sums_do_not_change_their_terms(rows: list[list[int]], name: str) -> Non
 # -- torch and ml_dtypes ----------------------------------------------------------------------------------------------
 
 
-def test_torch_tensors_share_their_memory() -> None:
-    torch = pytest.importorskip("torch")
+def test_torch_tensors_share_their_memory(torch: Any) -> None:
     tensor = torch.nn.Parameter(torch.arange(6, dtype=torch.float32).reshape(2, 3))
     result = read(tensor)
     assert result.code == CODES["float32"] and result.data.ctypes.data == tensor.data_ptr()
@@ -277,8 +277,7 @@ def test_torch_tensors_share_their_memory() -> None:
     assert read(tensor.t()).data.tolist() == tensor.t().tolist()
 
 
-def test_torch_bfloat16_shares_its_memory() -> None:
-    torch = pytest.importorskip("torch")
+def test_torch_bfloat16_shares_its_memory(torch: Any) -> None:
     tensor = torch.tensor([[1.0, -2.5]], dtype=torch.bfloat16, requires_grad=True)
     result = read(tensor)
     assert result.code == BFLOAT16 and result.data.ctypes.data == tensor.data_ptr()
@@ -286,8 +285,7 @@ def test_torch_bfloat16_shares_its_memory() -> None:
 
 
 @pytest.mark.parametrize("name", ["float32", "float64", "float16", "bfloat16", "int32", "uint8", "bool"])
-def test_torch_tensors_are_written(name: str) -> None:
-    torch = pytest.importorskip("torch")
+def test_torch_tensors_are_written(torch: Any, name: str) -> None:
     out = torch.zeros((3, 2), dtype=getattr(torch, name)).t()
     write(out, np.array([[0, 1, 1], [1, 0, 1]], np.float32), CODES["float32"])
     assert out.tolist() == [[0, 1, 1], [1, 0, 1]]
@@ -296,8 +294,7 @@ def test_torch_tensors_are_written(name: str) -> None:
     assert parameter.tolist() == [1, 2]
 
 
-def test_torch_tensors_that_numpy_cannot_see_are_refused() -> None:
-    torch = pytest.importorskip("torch")
+def test_torch_tensors_that_numpy_cannot_see_are_refused(torch: Any) -> None:
     with pytest.raises(DTypeError, match=r"'w'.*meta.*CPU"):
         read(torch.empty(3, device="meta"), "w")
     with pytest.raises(DTypeError, match=r"'w'.*sparse"):
@@ -306,8 +303,7 @@ def test_torch_tensors_that_numpy_cannot_see_are_refused() -> None:
         read(torch.zeros(3, dtype=torch.complex64), "w")
 
 
-def test_torch_rounds_to_bfloat16_alike() -> None:
-    torch = pytest.importorskip("torch")
+def test_torch_rounds_to_bfloat16_alike(torch: Any) -> None:
     values = np.random.default_rng(0).integers(0, 1 << 32, 100_000, dtype=np.uint32).view(np.float32)
     values = values[~np.isnan(values)]
     theirs = torch.from_numpy(values).to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
@@ -315,7 +311,6 @@ def test_torch_rounds_to_bfloat16_alike() -> None:
 
 
 def test_ml_dtypes_arrays_are_read_and_written() -> None:
-    ml_dtypes = pytest.importorskip("ml_dtypes")
     value = np.array([[1.0, -2.5], [0.0, 3.0]], ml_dtypes.bfloat16)
     result = read(value)
     assert result.code == BFLOAT16 and np.shares_memory(result.data, value)
@@ -328,7 +323,6 @@ def test_ml_dtypes_arrays_are_read_and_written() -> None:
 
 
 def test_ml_dtypes_rounds_to_bfloat16_alike() -> None:
-    ml_dtypes = pytest.importorskip("ml_dtypes")
     values = np.random.default_rng(1).integers(0, 1 << 32, 100_000, dtype=np.uint32).view(np.float32)
     values = values[~np.isnan(values)]
     np.testing.assert_array_equal(from_float32(values), values.astype(ml_dtypes.bfloat16).view(np.uint16))
