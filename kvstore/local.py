@@ -96,26 +96,30 @@ class LocalStore(KVStore):
             keys = self._keys(key, self._values)
             values = {k: returned(self._values[k].data.copy(), self._values[k].code) for k in keys}
             return results(keys, isinstance(key, (list, tuple)), values)
+        self._fill(self._outs(key, out))
+        return None
+
+    def _outs(self, key: Any, out: Any) -> list[Group]:
+        """The groups of ``out``, each array known to take its key's value: nothing is written if one does not."""
         groups = self._groups(key, out, self._values, "out")
         for g in groups:
             for array in g.arrays:
                 check_out(array, self._values[g.key].data.shape, g.key)
-        for g in groups:
+        return groups
+
+    def _fill(self, outs: list[Group]) -> None:
+        for g in outs:
             value = self._values[g.key]
             for array in g.arrays:
                 write(array, value.data, value.code, g.key)
-        return None
 
     def pushpull(self, key: Any, value: Any, out: Any = None, priority: int = 0, wait: bool = True) -> Any:
         with self._lock:
             self._check_open()
             groups = self._groups(key, value, self._values)
-            if out is not None:
-                for g in self._groups(key, out, self._values, "out"):
-                    for array in g.arrays:
-                        check_out(array, self._values[g.key].data.shape, g.key)
+            outs = self._outs(key, value if out is None else out)
             self._push(groups)
-            self._pull(key, value if out is None else out)
+            self._fill(outs)
         return None if wait else Handle()
 
     def set_optimizer(self, optimizer: Optimizer) -> None:

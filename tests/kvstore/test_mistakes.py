@@ -193,6 +193,19 @@ def test_no_keys_are_no_work_and_no_array_for_a_key_is_a_mistake(type: str) -> N
     on_each(type, work)
 
 
+@pytest.mark.parametrize("type", ["local", "dist_sync"])
+def test_a_pushpull_whose_result_has_no_place_pushes_nothing(type: str) -> None:
+    def work(kv: KV) -> None:
+        kv.init("v", np.zeros(2))
+        frozen = np.ones(2)
+        frozen.flags.writeable = False
+        with pytest.raises(ConfigError, match="writable"):
+            kv.pushpull("v", frozen)
+        assert kv.pull("v").tolist() == [0, 0]
+
+    on_each(type, work)
+
+
 def test_more_servers_than_keys() -> None:
     def work(kv: KV) -> float:
         kv.set_optimizer(kvstore.optimizer.create("test"))

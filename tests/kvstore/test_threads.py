@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
 import kvstore
+from pslite import run_all
 
 THREADS, STEPS = 8, 30
 KV = kvstore.KVStore
@@ -17,21 +19,7 @@ KV = kvstore.KVStore
 
 def in_threads(count: int, work: Callable[[int], None]) -> None:
     """Run ``work(index)`` in threads; the first error is raised here."""
-    errors: list[BaseException] = []
-
-    def guarded(index: int) -> None:
-        try:
-            work(index)
-        except BaseException as error:  # it belongs to whoever started the threads
-            errors.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(index,)) for index in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
+    run_all([partial(work, index) for index in range(count)])
 
 
 def run(type: str, work: Callable[[Any], Any], workers: int = 2) -> list[Any]:
