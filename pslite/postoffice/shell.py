@@ -170,7 +170,8 @@ class Shell:
                     if deadline is not None and now >= deadline:
                         return False
                     if self._leader is None or self._leader == me:
-                        self._lead(deadline, done)
+                        # What ends the wait with an error ends it before the leader sleeps, too.
+                        self._lead(deadline, lambda: done() or self.core.fatal is not None)
                     else:
                         if self._leader == self._thread.ident:
                             self.van.wake()  # it makes way: a caller that leads gets its reply without a switch
