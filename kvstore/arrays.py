@@ -97,29 +97,32 @@ def narrow(values: Array, out: Array, code: int) -> None:
         out[...] = from_float32(values) if code == BFLOAT16 else values
 
 
-def accumulate(arrays: Sequence[Array], code: int, out: Array | None = None) -> Array:
+def accumulate(arrays: Sequence[Array], code: int, out: Array | None = None, wide: bool = False) -> Array:
     """The sum of one or more arrays of one shape, from left to right: the same input gives the same bits.
 
     float16 and bfloat16 are summed in float32 and rounded once, integers wrap around, bool is the logical or. The
     result is ``out`` (contiguous; it may be the first array, and must not overlap the others) or a new array, also
-    when only one array is given.
+    when only one array is given. ``wide``: the sum of float16 and bfloat16 is not rounded but a new float32 array.
     """
-    total = np.empty(arrays[0].shape, storage(code)) if out is None else out
+    keep = wide and code in _LOW_PRECISION
+    assert out is None or not keep, "a sum that keeps its width is a new array"
+    total = np.empty(arrays[0].shape, np.float32 if keep else storage(code)) if out is None else out
     assert total.flags.c_contiguous, "a reshaped copy would lose the sum"
     if len(arrays) == 1:
-        np.copyto(total, arrays[0])
+        np.copyto(total, widen(arrays[0], code) if keep else arrays[0])
         return total
     add = np.logical_or if code == CODES["bool"] else np.add
     flat, terms = total.reshape(-1), [array.reshape(-1) for array in arrays]
     with np.errstate(over="ignore", invalid="ignore"):  # inf and NaN are results, not warnings in a server's log
         for low in range(0, flat.size, BLOCK):
             block = slice(low, low + BLOCK)
-            part = widen(flat[block], code)
+            part = flat[block] if keep else widen(flat[block], code)
             first, second, *rest = (widen(term[block], code) for term in terms)
             add(first, second, out=part)
             for term in rest:
                 add(part, term, out=part)
-            narrow(part, flat[block], code)
+            if not keep:
+                narrow(part, flat[block], code)
     return total
 
 

@@ -238,6 +238,29 @@ def test_bfloat16_is_summed_in_float32_and_rounded_once() -> None:
     assert to_float32(accumulate(terms, BFLOAT16)).tolist() == [260]  # 259 rounds to even; one by one it were 256
 
 
+@pytest.mark.parametrize("size", [1, BLOCK + 3])
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_a_wide_sum_is_float32_and_not_rounded(name: str, count: int, size: int) -> None:
+    random = np.random.default_rng(0)
+    values = [random.normal(scale=10**k, size=size).astype(np.float32) for k in range(count)]
+    terms = [from_float32(v) if name == "bfloat16" else v.astype(np.float16) for v in values]
+    expected = np.zeros(size, np.float32)
+    for term in terms:
+        expected = expected + (to_float32(term) if name == "bfloat16" else term.astype(np.float32))
+    total = accumulate(terms, CODES[name], wide=True)
+    assert total.dtype == np.float32 and total.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("name", [name for name in NUMPY_NAMES if name != "float16"])
+def test_sums_of_other_dtypes_are_never_wider(name: str) -> None:
+    terms = [np.ones((2, 3), name)] * 3
+    for count in (1, 3):
+        total = accumulate(terms[:count], CODES[name], wide=True)
+        assert total.dtype == name and total.tobytes() == accumulate(terms[:count], CODES[name]).tobytes()
+        assert not np.shares_memory(total, terms[0])
+
+
 def test_integers_wrap_around_and_bools_are_or() -> None:
     assert accumulate([np.array([100], np.uint8)] * 3, CODES["uint8"]).tolist() == [44]
     assert accumulate([np.array(100, np.int8)] * 2, CODES["int8"]).tolist() == -56
