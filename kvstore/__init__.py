@@ -11,7 +11,7 @@ from __future__ import annotations
 from pslite import __version__, errors
 from pslite.errors import *  # noqa: F403 - the tree of errors is part of the public names
 
-from . import optimizer
+from . import optimizer, sparse
 from .base import KVStore
 from .bfloat16 import bfloat16
 from .cluster import LocalCluster
@@ -28,6 +28,7 @@ __all__ = [
     "create",
     "optimizer",
     "serve",
+    "sparse",
     "updater",
     *errors.__all__,
 ]

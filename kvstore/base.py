@@ -58,6 +58,18 @@ class KVStore(abc.ABC):
     def pushpull(self, key: Any, value: Any, out: Any = None, priority: int = 0, wait: bool = True) -> Any:
         """Push and pull in one message; without ``out`` the result is written into ``value``."""
 
+    @abc.abstractmethod
+    def row_sparse_pull(
+        self, key: Any, out: Any = None, priority: int = 0, row_ids: Any = None, wait: bool = True
+    ) -> Any:
+        """Read some rows of a row-sparse key into ``out``, a RowSparseArray, or return new ones without it.
+
+        ``row_ids``: numbers of rows, in an array of any shape and real dtype, in any order and repeated; the result has
+        each of them once, ascending. With several outs (a list, one for each device) give one array for all, or a
+        list with one for each. With a list of keys, ``out`` and ``row_ids`` are lists with one entry for each.
+        Raises RowIndexError (an IndexError) for a row that does not exist, StorageError for a dense key or out.
+        """
+
     def broadcast(self, key: Any, value: Any, out: Any, priority: int = 0) -> None:
         """``init`` and ``pull``: the value of rank 0 goes to all. Once per key."""
         self.init(key, value)

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 DATA_APP = 0  # KVWorker to KVServer
-CONTROL_APP = 1  # collective settings: body is [what, value]
+CONTROL_APP = 1  # collective settings and changes of hyper-parameters: body is [what, value]
 USER_APP = 2  # kv.send_command_to_servers
 
-INIT, DENSE = 1, 0  # KVMeta.cmd of requests on DATA_APP; meta of INIT is {key on the wire: [user's key, is split]}
+# KVMeta.cmd of requests on DATA_APP.
+DATA = 0  # a push, a pull, or both
+INIT = 1  # meta is {key on the wire: [user's key, is split, shape]}
+
+# KVPairs.kinds: how a value is put into arrays.
+WHOLE = 0  # one array; or none, in a pull
+ROWS = 1  # ids and rows; in a pull the ids alone, answered by the rows

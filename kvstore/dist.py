@@ -5,23 +5,26 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
-import numpy as np
+from pslite import SERVER_GROUP, WORKER_GROUP, Flag, KVWorker, Postoffice, SimpleApp
+from pslite.dtypes import NAMES
+from pslite.errors import ClosedError, ConfigError, DTypeError, DuplicateKeyError, PSError, ShapeError, StorageError
 
-from pslite import SERVER_GROUP, WORKER_GROUP, Flag, KVPairs, KVWorker, Postoffice, SimpleApp
-from pslite.errors import ClosedError, ConfigError, DuplicateKeyError, PSError
-
-from .arrays import Array, Tensor, accumulate, check_out, read, write
-from .base import KVStore, results
-from .commands import CONTROL_APP, DATA_APP, INIT, USER_APP
+from .base import KVStore
+from .commands import CONTROL_APP, DATA, DATA_APP, INIT, USER_APP
+from .contents import check_outs, checked, read_content, rows_wanted, summed
 from .handle import Handle
 from .keys import Group, Key, group
-from .local import check_value, checked_optimizer, returned
+from .local import checked_optimizer
 from .optimizer.base import Optimizer
 from .records import Planner, Record
+from .requests import Item, pairs_of, pull_into, pushed, rows_into, rows_of, wanted
+from .rows import Content
 from .rules import OptimizerRule, Rule, Updater, name_of_updater, to_wire, updater_named
+from .sparse import RowSparseArray
+from .spec import Spec
 
 log = logging.getLogger("kvstore")
 
@@ -30,7 +33,6 @@ MAX_AHEAD = 3  # unfinished pushes per key: the round that is open and two more;
 SETTLE_WITHIN = 5.0  # seconds that a process may take to hand over its pushes when it ends without close()
 _CALLS = {Flag.PUSH: "push", Flag.PULL: "pull", Flag.PUSH | Flag.PULL: "pushpull"}
 _T = TypeVar("_T")
-_Sent = tuple[int, Array, int, Record]  # key on the wire, data, dtype code, record
 
 
 class DistStore(KVStore):
@@ -47,6 +49,9 @@ class DistStore(KVStore):
         self._planner = Planner(office.server_key_ranges(), office.config.bigarray_bound)
         self._in_flight: deque[Handle] = deque()  # pushes and pushpulls whose end the user has not seen
         self._ahead: dict[Key, deque[Handle]] = {}  # pushes that are not applied yet
+        self._rule: Rule | None = None  # as set by this worker
+        self._told: Any = None  # the optimizer's hyper-parameters, as the servers know them from this worker
+        self._changes = 0  # of hyper-parameters, told so far
         self._failures_seen = 0  # of the customer's count: how many have been raised or looked for
         self._reserved: set[Key] = set()  # keys whose init is going on
         self._closing = False  # close() was called: a second call does nothing
@@ -61,19 +66,19 @@ class DistStore(KVStore):
 
     def init(self, key: Any, value: Any) -> None:
         self._raise_failed()
-        tensors: dict[Key, Tensor] = {}
+        created: dict[Key, tuple[Spec, Content]] = {}
         for g in group(key, value):
-            tensors[g.key], *others = [read(array, g.key) for array in g.arrays]
+            created[g.key], *others = [read_content(array, g.key) for array in g.arrays]
             if others:
                 raise DuplicateKeyError(key=g.key)
-        self._reserve(list(tensors))
+        self._reserve(list(created))
         try:
-            records = self._create(tensors) if self.rank == 0 else self._find(tensors)
+            records = self._create(created) if self.rank == 0 else self._find([spec for spec, _ in created.values()])
             with self._lock:
                 self._records.update((record.key, record) for record in records)
         finally:
             with self._lock:
-                self._reserved.difference_update(tensors)
+                self._reserved.difference_update(created)
 
     def _reserve(self, keys: list[Key]) -> None:
         """Make sure that each key is initialised once, also by several threads."""
@@ -85,67 +90,87 @@ class DistStore(KVStore):
             self._reserved.update(keys)
             self._key_type = type(keys[0]) if keys else self._key_type
 
-    def _create(self, tensors: dict[Key, Tensor]) -> list[Record]:
+    def _create(self, created: dict[Key, tuple[Spec, Content]]) -> list[Record]:
         """Rank 0 sends the values to the servers, then tells everybody where they are."""
         with self._lock:
-            records = [self._planner.plan(k, tensor) for k, tensor in tensors.items()]
+            records = [self._planner.plan(spec) for spec, _ in created.values()]
         for batch in _batches(records):
-            sent = [(p.wire, p.of(tensors[r.key].data, r.whole), r.code, r) for r in batch for p in r.pieces]
-            names = {wire: [record.key, not record.whole] for wire, _, _, record in sent}
-            self._worker.customer.wait_for(self._worker.send(_pairs(sent), Flag.PUSH, INIT, meta=names))
+            items = [item for record in batch for item in pushed(record, created[record.key][1])]
+            names = {i.piece.wire: [i.record.key, not i.record.whole, i.record.shape_of(i.piece)] for i in items}
+            self._worker.customer.wait_for(self._worker.send(pairs_of(items, push=True), Flag.PUSH, INIT, meta=names))
             self._office.publish({repr(record.key): record.to_wire() for record in batch})
             with self._lock:
                 self._records.update((record.key, record) for record in batch)
         return records
 
-    def _find(self, tensors: dict[Key, Tensor]) -> list[Record]:
+    def _find(self, specs: list[Spec]) -> list[Record]:
         """The other ranks wait until rank 0 has told, and compare."""
         records = []
-        for batch in _batches(list(tensors)):
+        for batch in _batches([spec.key for spec in specs]):
             found = self._office.lookup([repr(k) for k in batch])
             records += [Record.from_wire(k, found[repr(k)]) for k in batch]
-        for record in records:
-            check_value(record.key, tensors[record.key], record.shape, record.code)
+        for record, spec in zip(records, specs, strict=True):
+            _compare(spec, record.spec)
         return records
 
     # -- push and pull ------------------------------------------------------------------------------------------------
 
     def push(self, key: Any, value: Any, priority: int = 0) -> Handle:
-        self._raise_failed()
-        groups = self._groups(key, value, self._records)
-        self._wait_for_room(groups)
-        with self._lock:
-            self._check_closing()
-            handle = self._send(self._merged(groups), Flag.PUSH, priority, None)
-            self._in_flight.append(handle)
-            self._note_ahead(groups, handle)
-        return handle
+        return self._push(self._groups(key, value, self._records), priority, Flag.PUSH, None)
 
     def pull(self, key: Any, out: Any = None, priority: int = 0, ignore_sparse: bool = True, wait: bool = True) -> Any:
         self._raise_failed()
         with self._lock:
             keys = self._keys(key, self._records)
-            outs = None if out is None else self._outs(key, out)
-            records = {k: self._records[k] for k in keys}
-            wanted = [(p.wire, _NO_DATA, 0, record) for record in records.values() for p in record.pieces]
-            handle = self._send(wanted, Flag.PULL, priority, _Pull(keys, _is_list(key), records, outs))
+            outs = None if out is None else self._outs(key, out, ignore_sparse)
+            records = {k: self._records[k] for k in (keys if outs is None else [g.key for g in outs])}
+            finish = pull_into(keys, _is_list(key), records, outs)
+            handle = self._send([i for r in records.values() for i in wanted(r)], Flag.PULL, priority, finish)
         return self._waited(handle) if wait else handle
 
     def pushpull(self, key: Any, value: Any, out: Any = None, priority: int = 0, wait: bool = True) -> Any:
         self._raise_failed()
         groups = self._groups(key, value, self._records)
-        outs = self._outs(key, value if out is None else out)
+        outs = self._groups(key, value if out is None else out, self._records, "out")
         if {g.key for g in outs} != {g.key for g in groups}:
             raise ConfigError(name="out", value=f"keys {[g.key for g in outs]}", allowed="the keys that are pushed")
+        if any(isinstance(array, RowSparseArray) for g in outs for array in g.arrays):  # they are not pulled
+            self._push(groups, priority, Flag.PUSH, None)
+            return self.pull(key, value if out is None else out, priority, wait=wait)
+        specs = {g.key: self._records[g.key].spec for g in outs}
+        finish = pull_into(
+            list(specs),
+            _is_list(key),
+            {k: self._records[k] for k in specs},
+            check_outs(outs, specs, ignore_sparse=True),
+        )
+        handle = self._push(groups, priority, Flag.PUSH | Flag.PULL, finish)
+        return self._waited(handle) if wait else handle
+
+    def row_sparse_pull(
+        self, key: Any, out: Any = None, priority: int = 0, row_ids: Any = None, wait: bool = True
+    ) -> Any:
+        self._raise_failed()
+        with self._lock:
+            keys, listed = self._keys(key, self._records), _is_list(key)
+            records = {k: self._records[k] for k in keys}
+            wants = rows_wanted(keys, out, row_ids, {k: r.spec for k, r in records.items()}, listed)
+            items = [item for want in wants for item in rows_of(records[want.spec.key], want)]
+            handle = self._send(items, Flag.PULL, priority, rows_into(wants, records, listed, out is None))
+        return self._waited(handle) if wait else handle
+
+    def _push(self, groups: list[Group], priority: int, flags: int, finish: Callable[..., Any] | None) -> Handle:
+        """Send what is pushed, and what is to come back for it."""
+        self._raise_failed()
         self._wait_for_room(groups)
         with self._lock:
             self._check_closing()
-            records = {g.key: self._records[g.key] for g in groups}
-            finish = _Pull(list(records), _is_list(key), records, outs)
-            handle = self._send(self._merged(groups), Flag.PUSH | Flag.PULL, priority, finish)
+            self._tell_changes()
+            handle = self._send(self._merged(groups), flags, priority, finish)
             self._in_flight.append(handle)
-            self._note_ahead(groups, handle)
-        return self._waited(handle) if wait else handle
+            for g in groups:
+                self._ahead.setdefault(g.key, deque()).append(handle)
+        return handle
 
     def _check_closing(self) -> None:
         """No push may come after the last that ``close()`` waits for; the lock is held."""
@@ -158,36 +183,27 @@ class DistStore(KVStore):
         self._raise_failed()
         return result
 
-    def _merged(self, groups: list[Group]) -> list[_Sent]:
+    def _merged(self, groups: list[Group]) -> list[Item]:
         """The sum over the devices of each key, cut into pieces. Fresh arrays: the caller's may change at once."""
-        sent: list[_Sent] = []
-        checked = []
-        for g in groups:
-            record = self._records[g.key]
-            tensors = [read(a, g.key) for a in g.arrays]
-            for tensor in tensors:
-                check_value(g.key, tensor, record.shape, record.code)
-            checked.append((record, tensors))
-        for record, tensors in checked:
-            merged = accumulate([t.data for t in tensors], record.code)
-            sent += [(p.wire, p.of(merged, record.whole), record.code, record) for p in record.pieces]
+        items: list[Item] = []
+        records = [self._records[g.key] for g in groups]
+        contents = [checked(g, record.spec) for g, record in zip(groups, records, strict=True)]
+        for record, own in zip(records, contents, strict=True):
+            items += pushed(record, summed(own, record.spec))
             record.pushes += 1
-        return sent
+        return items
 
-    def _outs(self, key: Any, out: Any) -> list[Group]:
+    def _outs(self, key: Any, out: Any, ignore_sparse: bool) -> list[Group]:
         groups = self._groups(key, out, self._records, "out")
-        for g in groups:
-            for array in g.arrays:
-                check_out(array, self._records[g.key].shape, g.key)
-        return groups
+        return check_outs(groups, {g.key: self._records[g.key].spec for g in groups}, ignore_sparse)
 
-    def _send(self, sent: list[_Sent], flags: int, priority: int, finish: Any) -> Handle:
-        if not sent:
+    def _send(self, items: list[Item], flags: int, priority: int, finish: Callable[..., Any] | None) -> Handle:
+        if not items:
             return Handle(result=None if finish is None else finish([]))
-        pairs = _pairs(sent, with_values=bool(flags & Flag.PUSH))
-        what = f"{_CALLS[flags]} of {_shown([record.key for _, _, _, record in sent])}"
+        pairs = pairs_of(items, push=bool(flags & Flag.PUSH))
+        what = f"{_CALLS[flags]} of {_shown([item.record.key for item in items])}"
         request = self._worker.send(
-            pairs, flags, priority=priority, finish=finish, keys_per_message=KEYS_PER_MESSAGE, what=what
+            pairs, flags, DATA, priority, finish=finish, keys_per_message=KEYS_PER_MESSAGE, what=what
         )
         customer = self._worker.customer
         return Handle(lambda *timeout: customer.wait_for(request, *timeout), lambda: request.done)
@@ -204,10 +220,6 @@ class DistStore(KVStore):
                         break
                     oldest = ahead[0]
                 oldest.wait()
-
-    def _note_ahead(self, groups: list[Group], handle: Handle) -> None:
-        for g in groups:
-            self._ahead.setdefault(g.key, deque()).append(handle)
 
     def _raise_failed(self) -> None:
         """Raise what made an earlier push fail, once."""
@@ -231,7 +243,12 @@ class DistStore(KVStore):
     # -- how pushes change values -------------------------------------------------------------------------------------
 
     def set_optimizer(self, optimizer: Optimizer) -> None:
-        self._set_rule(OptimizerRule(checked_optimizer(optimizer)), to_wire(optimizer))
+        wire = to_wire(checked_optimizer(optimizer))
+        self._set_rule(OptimizerRule(optimizer), wire)
+        with self._lock:
+            self._told = wire[1]
+            if self._changes:  # the servers may know others, of the same optimizer, from this worker
+                self._tell(wire[1])
 
     def set_updater(self, updater: Updater | str) -> None:
         name = name_of_updater(updater)
@@ -244,7 +261,25 @@ class DistStore(KVStore):
             remedy = f"it needs whole arrays, and key {split!r} is split over the servers: set it before init"
             raise ConfigError(name="rule", value=rule.what, allowed=remedy)
         self._agree("rule", wire)
-        self._planner.may_split = rule.splits
+        self._rule, self._planner.may_split = rule, rule.splits
+
+    def _tell_changes(self) -> None:
+        """Tell the servers what the user has changed in the optimizer since; it counts from the next push on."""
+        if not isinstance(self._rule, OptimizerRule):
+            return
+        wire = self._rule.optimizer.to_wire()
+        if wire != self._told:
+            self._rule.changed(wire)  # raises what the servers would
+            self._tell(wire)
+
+    def _tell(self, wire: Any) -> None:
+        self._changes += 1
+        self._told = wire
+        timestamp = self._control.request(0, ["change", [self._changes, wire]], SERVER_GROUP)
+        control = self._control
+        self._in_flight.append(
+            Handle(lambda *timeout: control.wait(timestamp, *timeout), lambda: control.customer.done(timestamp))
+        )
 
     def _agree(self, what: str, value: Any) -> None:
         """A collective call: every server compares what the workers say with what rank 0 says."""
@@ -324,45 +359,15 @@ class DistStore(KVStore):
             self._office.close(linger=0)  # pushes on their way to a stopped server would hold this process up
 
 
-class _Pull:
-    """Puts what the servers sent where the caller wants it; runs when all of it is there, on the leading thread."""
-
-    def __init__(self, keys: list[Key], listed: bool, records: dict[Key, Record], outs: list[Group] | None) -> None:
-        self._keys = keys
-        self._listed = listed  # whether the caller gave a list of keys
-        self._records = records  # of these keys
-        self._outs = outs
-
-    def __call__(self, parts: list[KVPairs]) -> Any:
-        found: dict[int, tuple[Array, int]] = {}
-        for part in parts:
-            assert part.versions is not None and isinstance(part.vals, list)
-            found.update(zip(part.keys.tolist(), zip(part.vals, part.versions.tolist(), strict=True), strict=True))
-        for record in self._records.values():
-            record.version = min(found[p.wire][1] for p in record.pieces)
-        if self._outs is None:
-            values = {k: returned(_joined(record, found).copy(), record.code) for k, record in self._records.items()}
-            return results(self._keys, self._listed, values)
-        for g in self._outs:
-            for out in g.arrays:
-                _write(out, self._records[g.key], found)
-        return None
-
-
-def _write(out: Any, record: Record, found: dict[int, tuple[Array, int]]) -> None:
-    if record.whole or not isinstance(out, np.ndarray):
-        write(out, _joined(record, found), record.code, record.key)
-        return
-    for piece in record.pieces:  # each piece straight into its rows
-        write(out[piece.first : piece.end], found[piece.wire][0], record.code, record.key)
-
-
-def _joined(record: Record, found: dict[int, tuple[Array, int]]) -> Array:
-    pieces = [found[p.wire][0] for p in record.pieces]
-    return pieces[0] if record.whole else np.concatenate(pieces)
-
-
-_NO_DATA: Array = np.empty(0, np.uint8)
+def _compare(mine: Spec, theirs: Spec) -> None:
+    """Raise unless this worker's value fits the one that rank 0 gave."""
+    if mine.shape != theirs.shape:
+        raise ShapeError(key=mine.key, got=list(mine.shape), expected=list(theirs.shape))
+    if mine.code != theirs.code:
+        raise DTypeError(key=mine.key, got=NAMES[mine.code], expected=NAMES[theirs.code])
+    if mine.sparse != theirs.sparse:
+        kinds = {True: "a RowSparseArray", False: "a dense array"}
+        raise StorageError(key=mine.key, got=kinds[mine.sparse], expected=f"{kinds[theirs.sparse]}, as on rank 0")
 
 
 def _is_list(key: Any) -> bool:
@@ -375,18 +380,3 @@ def _shown(keys: list[Key]) -> str:
 
 def _batches(items: list[_T]) -> list[list[_T]]:
     return [items[lo : lo + KEYS_PER_MESSAGE] for lo in range(0, len(items), KEYS_PER_MESSAGE)]
-
-
-def _pairs(sent: Sequence[_Sent], with_values: bool = True) -> KVPairs:
-    """The pairs of a request, in ascending order of the keys on the wire."""
-    ordered = sorted(sent, key=lambda s: s[0])
-    keys = np.array([wire for wire, _, _, _ in ordered], np.uint64)
-    if not with_values:
-        return KVPairs(keys, [])
-    return KVPairs(
-        keys,
-        [data for _, data, _, _ in ordered],
-        versions=np.array([record.version for _, _, _, record in ordered], np.uint64),
-        rounds=np.array([record.pushes for _, _, _, record in ordered], np.uint64),
-        codes=[code for _, _, code, _ in ordered],
-    )

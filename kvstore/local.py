@@ -5,31 +5,20 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-import numpy as np
+from pslite.dtypes import BFLOAT16
+from pslite.errors import ClosedError, ConfigError, DuplicateKeyError
 
-from pslite.dtypes import BFLOAT16, NAMES
-from pslite.errors import ClosedError, ConfigError, DTypeError, DuplicateKeyError, ShapeError
-
-from .arrays import Array, Tensor, accumulate, check_out, read, write
+from .arrays import Array
 from .base import KVStore, results
 from .bfloat16 import bfloat16
+from .contents import check_outs, checked, fill, read_content, rows_wanted, summed
 from .handle import Handle
 from .keys import Group, Key, group
-from .optimizer.base import Optimizer, State
-from .rules import OptimizerRule, Rule, Updater, UpdaterRule, apply_safely, updater_named
-
-
-class _Value:
-    """A key's value with everything that belongs to it. Changed under the store's lock."""
-
-    def __init__(self, tensor: Tensor, order: int) -> None:
-        self.data: Array = tensor.data.copy()
-        self.code = tensor.code
-        self.order = order  # keys are updated in this order: ints by value, strings by first init
-        self.state: State = {}
-        self.rule: Rule | None = None  # whose state and count these are
-        self.count = 0
-        self.version = 0
+from .optimizer.base import Optimizer
+from .rows import Content
+from .rules import OptimizerRule, Rule, Updater, UpdaterRule, updater_named
+from .spec import Spec
+from .value import Value
 
 
 class LocalStore(KVStore):
@@ -38,22 +27,28 @@ class LocalStore(KVStore):
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self._lock = threading.RLock()  # an updater may use the store; guards all below
-        self._values: dict[Key, _Value] = {}
+        self._values: dict[Key, Value] = {}
+        self._specs: dict[Key, Spec] = {}
+        self._order: dict[Key, int] = {}  # keys are updated in this order: ints by value, strings by first init
         self._rule: Rule | None = None
         self._closed = False
 
     def init(self, key: Any, value: Any) -> None:
         with self._lock:
             self._check_open()
-            tensors: dict[Key, Tensor] = {}
+            created: dict[Key, Value] = {}
             for g in group(key, value):
                 self._check_type(g.key)
-                tensors[g.key], *others = [read(array, g.key) for array in g.arrays]
+                first, *others = [read_content(array, g.key) for array in g.arrays]
                 if g.key in self._values or others:
                     raise DuplicateKeyError(key=g.key)
-            for k, tensor in tensors.items():
+                created[g.key] = Value.create(*first)
+            for k, new in created.items():
                 self._key_type = type(k)
-                self._values[k] = _Value(tensor, k if isinstance(k, int) else len(self._values))
+                self._order[k] = k if isinstance(k, int) else len(self._values)
+                self._values[k], self._specs[k] = new, new.spec
+
+    # -- push and pull ------------------------------------------------------------------------------------------------
 
     def push(self, key: Any, value: Any, priority: int = 0) -> Handle:
         with self._lock:
@@ -62,56 +57,32 @@ class LocalStore(KVStore):
         return Handle()
 
     def _push(self, groups: list[Group]) -> None:
-        merged = [(g.key, self._values[g.key], self._merge(g)) for g in groups]
-        for key, value, received in sorted(merged, key=lambda m: m[1].order):
-            if self._rule is None:
-                value.data = received
-            else:
-                self._update(key, value, self._rule, received)
-            value.version += 1
-
-    def _merge(self, g: Group) -> Array:
-        value = self._values[g.key]
-        tensors = [read(a, g.key) for a in g.arrays]
-        for tensor in tensors:
-            check_value(g.key, tensor, value.data.shape, value.code)
-        return accumulate([t.data for t in tensors], value.code)
-
-    def _update(self, key: Key, value: _Value, rule: Rule, received: Array) -> None:
-        if value.rule is not rule:
-            value.state, value.count, value.rule = rule.create_state(key, value.data, value.code), 0, rule
-        target = np.empty_like(value.data)
-        value.state = apply_safely(rule, key, received, value.data, target, value.state, value.count + 1, value.code)
-        value.data = target
-        value.count += 1
+        pushed: list[tuple[Key, list[Content]]] = [(g.key, checked(g, self._specs[g.key])) for g in groups]
+        for key, contents in sorted(pushed, key=lambda p: self._order[p[0]]):
+            self._values[key].apply([summed(contents, self._specs[key])], self._rule)
 
     def pull(self, key: Any, out: Any = None, priority: int = 0, ignore_sparse: bool = True, wait: bool = True) -> Any:
         with self._lock:
             self._check_open()
-            result = self._pull(key, out)
+            result = self._pull(key, out, ignore_sparse)
         return result if wait else Handle(result=result)
 
-    def _pull(self, key: Any, out: Any) -> Any:
+    def _pull(self, key: Any, out: Any, ignore_sparse: bool) -> Any:
         if out is None:
             keys = self._keys(key, self._values)
-            values = {k: returned(self._values[k].data.copy(), self._values[k].code) for k in keys}
+            values = {k: returned(self._values[k].read().copy(), self._specs[k].code) for k in keys}
             return results(keys, isinstance(key, (list, tuple)), values)
-        self._fill(self._outs(key, out))
+        self._fill(self._outs(key, out, ignore_sparse))
         return None
 
-    def _outs(self, key: Any, out: Any) -> list[Group]:
+    def _outs(self, key: Any, out: Any, ignore_sparse: bool = True) -> list[Group]:
         """The groups of ``out``, each array known to take its key's value: nothing is written if one does not."""
-        groups = self._groups(key, out, self._values, "out")
-        for g in groups:
-            for array in g.arrays:
-                check_out(array, self._values[g.key].data.shape, g.key)
-        return groups
+        return check_outs(self._groups(key, out, self._values, "out"), self._specs, ignore_sparse)
 
     def _fill(self, outs: list[Group]) -> None:
         for g in outs:
-            value = self._values[g.key]
-            for array in g.arrays:
-                write(array, value.data, value.code, g.key)
+            for out in g.arrays:
+                fill(out, self._values[g.key].data, self._specs[g.key])
 
     def pushpull(self, key: Any, value: Any, out: Any = None, priority: int = 0, wait: bool = True) -> Any:
         with self._lock:
@@ -121,6 +92,19 @@ class LocalStore(KVStore):
             self._push(groups)
             self._fill(outs)
         return None if wait else Handle()
+
+    def row_sparse_pull(
+        self, key: Any, out: Any = None, priority: int = 0, row_ids: Any = None, wait: bool = True
+    ) -> Any:
+        with self._lock:
+            self._check_open()
+            keys, listed = self._keys(key, self._values), isinstance(key, (list, tuple))
+            wanted = rows_wanted(keys, out, row_ids, self._specs, listed)
+            arrays = {w.spec.key: w.deliver(self._values[w.spec.key].read(w.ids)) for w in wanted}
+        result = None if out is not None else results(keys, listed, {k: filled[0] for k, filled in arrays.items()})
+        return result if wait else Handle(result=result)
+
+    # -- how pushes change values -------------------------------------------------------------------------------------
 
     def set_optimizer(self, optimizer: Optimizer) -> None:
         with self._lock:
@@ -132,6 +116,8 @@ class LocalStore(KVStore):
                 self._rule = UpdaterRule(updater, getattr(updater, "__name__", "updater"))
             else:
                 self._rule = updater_named(updater)
+
+    # -- the job ------------------------------------------------------------------------------------------------------
 
     @property
     def rank(self) -> int:
@@ -160,14 +146,6 @@ class LocalStore(KVStore):
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError(what="the store")
-
-
-def check_value(key: Key, tensor: Tensor, shape: tuple[int, ...], code: int) -> None:
-    """Raise unless a pushed value has the shape and dtype of its key."""
-    if tensor.shape != shape:
-        raise ShapeError(key=key, got=list(tensor.shape), expected=list(shape))
-    if tensor.code != code:
-        raise DTypeError(key=key, got=NAMES[tensor.code], expected=NAMES[code])
 
 
 def checked_optimizer(optimizer: Any) -> Optimizer:

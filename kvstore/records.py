@@ -1,16 +1,19 @@
-"""What a worker knows of a key: its shape, its dtype, and where its pieces live."""
+"""What a worker knows of a key: its spec, and where its pieces live."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pslite import Balancer
+from pslite.dtypes import storage
 from pslite.errors import ProtocolError
 
-from .arrays import Array, Tensor
 from .keys import Key
+from .rows import Content, Rows
+from .spec import Spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,37 +24,48 @@ class Piece:
     first: int
     end: int
 
-    def of(self, data: Array, whole: bool) -> Array:
-        """This piece of an array, as a view."""
-        return data if whole else data[self.first : self.end]
-
 
 @dataclass(slots=True)
 class Record:
     """A key. ``pushes`` changes under the store's lock, ``version`` on the leading thread when a pull is complete."""
 
-    key: Key
-    shape: tuple[int, ...]
-    code: int
+    spec: Spec
     pieces: list[Piece]
     version: int = 0  # of the value pulled last
     pushes: int = 0  # made by this worker: its next one is for round pushes + 1
+
+    @property
+    def key(self) -> Key:
+        return self.spec.key
 
     @property
     def whole(self) -> bool:
         """Whether the value lives on one server."""
         return len(self.pieces) == 1
 
+    def cut(self, piece: Piece, content: Content) -> Content:
+        """This piece of an array or of some rows, as a view; rows are counted from the piece's first one."""
+        if self.whole:
+            return content
+        return (
+            content.between(piece.first, piece.end) if isinstance(content, Rows) else content[piece.first : piece.end]
+        )
+
+    def shape_of(self, piece: Piece) -> tuple[int, ...]:
+        """The shape of this piece."""
+        return self.spec.shape if self.whole else (piece.end - piece.first, *self.spec.shape[1:])
+
     def to_wire(self) -> list[Any]:
         """What the directory keeps, the same for every worker."""
-        return [list(self.shape), self.code, [[p.wire, p.first, p.end] for p in self.pieces]]
+        spec = self.spec
+        return [list(spec.shape), spec.code, [[p.wire, p.first, p.end] for p in self.pieces], spec.sparse]
 
     @staticmethod
     def from_wire(key: Key, wire: Any) -> Record:
         """The record that rank 0 published."""
         try:
-            shape, code, pieces = wire
-            return Record(key, tuple(shape), int(code), [Piece(*p) for p in pieces])
+            shape, code, pieces, sparse = wire
+            return Record(Spec(key, tuple(shape), int(code), bool(sparse)), [Piece(*p) for p in pieces])
         except (TypeError, ValueError) as error:
             raise ProtocolError(f"the record of key {key!r} is malformed: {wire!r:.200}") from error
 
@@ -64,15 +78,15 @@ class Planner:
         self._bound = bound
         self._balancer = Balancer(len(ranges))
         self._count = 0
-        self.may_split = True  # False under an updater or optimizer that needs whole arrays
+        self.may_split = True  # False under an updater, optimizer or codec that needs whole arrays
 
-    def plan(self, key: Key, tensor: Tensor) -> Record:
+    def plan(self, spec: Spec) -> Record:
         """Place one key. Splits are on row boundaries (the first dimension)."""
         ordinal, self._count = self._count, self._count + 1
-        shape, size = tensor.shape, tensor.data.size
-        if self.may_split and size >= self._bound and len(self._starts) > 1 and shape and shape[0] > 1:
-            split = self._balancer.split(shape[0], tensor.nbytes // shape[0])
+        rows, size = spec.shape[0] if spec.shape else 1, math.prod(spec.shape)
+        nbytes = size * storage(spec.code).itemsize
+        if self.may_split and size >= self._bound and len(self._starts) > 1 and rows > 1:
+            split = self._balancer.split(rows, nbytes // rows)
         else:
-            split = [(self._balancer.place(tensor.nbytes), 0, shape[0] if shape else 1)]
-        pieces = [Piece(self._starts[server] + ordinal, first, end) for server, first, end in split]
-        return Record(key, shape, tensor.code, pieces)
+            split = [(self._balancer.place(nbytes), 0, rows)]
+        return Record(spec, [Piece(self._starts[server] + ordinal, first, end) for server, first, end in split])

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from pslite.dtypes import BFLOAT16
+from pslite.dtypes import BFLOAT16, CODES
 from pslite.errors import ConfigError
 
 from .arrays import Array, narrow, widen
 from .bfloat16 import bfloat16
 from .keys import Key
 from .optimizer.base import Optimizer, State
+from .rows import Ids, Rows
+from .sparse import RowSparseArray
+from .spec import Spec
 
 Updater = Callable[[Key, Any, Any], None]
 """``fn(key, received, stored)`` changes ``stored`` in place."""
+
+_LOW_PRECISION = (CODES["float16"], BFLOAT16)
+_RATES = (  # hyper-parameters that no slot depends on
+    "learning_rate", "lr_scheduler", "lr_mult", "wd", "wd_mult", "rescale_grad", "clip_gradient", "begin_num_update",
+)  # fmt: skip
 
 _UPDATERS: dict[str, Updater] = {}  # by registered name; grows when updater() decorates a function
 
@@ -46,36 +55,106 @@ def name_of_updater(fn: Updater | str) -> str:
     raise ConfigError(name="updater", value=shown, allowed=remedy)
 
 
+@dataclass(slots=True, eq=False)
+class Change:
+    """One update of a key. ``stored`` and ``state`` are to be changed in place; of a part of the rows, if ``ids``."""
+
+    spec: Spec
+    received: Array  # the sum of what was pushed; float32 for float16 and bfloat16 if the rule widens
+    stored: Array
+    state: State
+    count: int  # 1 at the first update
+    rank: int  # the lowest of the workers that pushed
+    ids: Ids | None = None
+
+
 class Rule(Protocol):
-    """Applies a merged gradient to a value, in place. ``trusted``: it cannot fail half way."""
+    """How what is pushed changes a value. ``trusted``: it cannot fail half way."""
 
     what: str
     splits: bool  # whether a piece of an array may be updated without the rest
     trusted: bool
 
-    def create_state(self, key: Key, value: Array, code: int) -> State: ...
+    def create_state(self, spec: Spec, value: Array) -> State: ...
 
-    def apply(self, key: Key, received: Array, stored: Array, state: State, count: int, code: int) -> None: ...
+    def apply(self, change: Change) -> None: ...
+
+    def by_rows(self, sparse: bool) -> bool:
+        """Whether pushed rows update these rows only, of a row-sparse or a dense value."""
+
+    def widens(self, code: int) -> bool:
+        """Whether sums of this dtype come as float32, not rounded."""
+
+    def continues(self, other: Rule) -> bool:
+        """Whether the other's slots and counts go on under this rule."""
+
+    def has_slots_of(self, other: Rule) -> bool:
+        """Whether this rule's slots are those of the other, which it continues."""
 
 
 class OptimizerRule:
-    """An optimizer, with slots for every key."""
+    """An optimizer, with slots for every key.
 
-    def __init__(self, optimizer: Optimizer) -> None:
+    With ``multi_precision``, float16 and bfloat16 keys have a slot ``master``, the float32 weight that is updated; the
+    value is that, rounded. Slots named in ``worker_slots`` exist once per worker, as ``name@rank``.
+    """
+
+    def __init__(self, optimizer: Optimizer, series: object = None) -> None:
         self.optimizer = optimizer
         self.what = f"the optimizer {type(optimizer).__name__}"
         self.splits = optimizer.elementwise
         self.trusted = type(optimizer).__module__.startswith("kvstore.")
+        self._series = object() if series is None else series  # the same for all changes of one optimizer
 
-    def create_state(self, key: Key, value: Array, code: int) -> State:
-        return self.optimizer.create_state(key, _typed(value, code))
+    def changed(self, wire: Any) -> OptimizerRule:
+        """This rule with other hyper-parameters; raises ConfigError if they are of another optimizer."""
+        optimizer = Optimizer.from_wire(wire)
+        if type(optimizer) is not type(self.optimizer):
+            remedy = f"call set_optimizer on every worker to replace {type(self.optimizer).__name__}"
+            raise ConfigError(name="optimizer", value=type(optimizer).__name__, allowed=remedy)
+        return OptimizerRule(optimizer, self._series)
 
-    def apply(self, key: Key, received: Array, stored: Array, state: State, count: int, code: int) -> None:
-        self.optimizer.update(key, _typed(stored, code), _typed(received, code), state, count)
+    def create_state(self, spec: Spec, value: Array) -> State:
+        if self.widens(spec.code):
+            master = widen(value, spec.code)
+            return {"master": master, **self.optimizer.create_state(spec.key, master)}
+        return self.optimizer.create_state(spec.key, _typed(value, spec.code))
+
+    def apply(self, change: Change) -> None:
+        state = self._of_worker(change.state, change.rank)
+        master = state.pop("master", None)
+        update = self.optimizer.update
+        if master is None:
+            received = _typed(change.received, change.spec.code)
+            update(change.spec.key, _typed(change.stored, change.spec.code), received, state, change.count)
+        else:
+            update(change.spec.key, master, change.received, state, change.count)
+            narrow(master, change.stored, change.spec.code)
+
+    def _of_worker(self, state: State, rank: int) -> State:
+        """The slots that this update works on."""
+        mine = {name: slot for name, slot in state.items() if "@" not in name}
+        for name in self.optimizer.worker_slots:
+            mine[name] = state.setdefault(f"{name}@{rank}", state[name].copy())
+        return mine
+
+    def by_rows(self, sparse: bool) -> bool:
+        return self.optimizer.lazy_update
+
+    def widens(self, code: int) -> bool:
+        return self.optimizer.multi_precision and code in _LOW_PRECISION
+
+    def continues(self, other: Rule) -> bool:
+        return isinstance(other, OptimizerRule) and other._series is self._series
+
+    def has_slots_of(self, other: Rule) -> bool:
+        assert isinstance(other, OptimizerRule)
+        mine, theirs = self.optimizer.to_wire()[1], other.optimizer.to_wire()[1]
+        return all(mine[name] == theirs[name] for name in mine if name not in _RATES)
 
 
 class UpdaterRule:
-    """A user's function; bfloat16 values are handed to it as float32."""
+    """A user's function; bfloat16 values are handed to it as float32, rows as RowSparseArrays."""
 
     splits = False
     trusted = False
@@ -84,16 +163,40 @@ class UpdaterRule:
         self._fn = fn
         self.what = f"the updater {name!r}"
 
-    def create_state(self, key: Key, value: Array, code: int) -> State:
+    def create_state(self, spec: Spec, value: Array) -> State:
         return {}
 
-    def apply(self, key: Key, received: Array, stored: Array, state: State, count: int, code: int) -> None:
-        if code != BFLOAT16:
-            self._fn(key, received.copy(), stored)  # a function may write to what it receives
-            return
-        wide = widen(stored, code).copy()
-        self._fn(key, widen(received, code).copy(), wide)
-        narrow(wide, stored, code)
+    def apply(self, change: Change) -> None:
+        code = change.spec.code
+        stored = widen(change.stored, code) if code == BFLOAT16 else change.stored
+        received = widen(change.received, code) if code == BFLOAT16 else change.received.copy()
+        if change.ids is None:
+            self._fn(change.spec.key, received, stored)
+        else:
+            self._on_rows(change, received, stored)
+        if code == BFLOAT16:
+            narrow(stored, change.stored, code)
+
+    def _on_rows(self, change: Change, received: Array, stored: Array) -> None:
+        assert change.ids is not None
+        code = CODES["float32"] if change.spec.code == BFLOAT16 else change.spec.code
+        rows = RowSparseArray(Rows(change.ids, stored), code, change.spec.shape)
+        self._fn(change.spec.key, RowSparseArray(Rows(change.ids.copy(), received), code, change.spec.shape), rows)
+        if not np.array_equal(rows.indices, change.ids):
+            raise ConfigError(name=self.what, value="other rows", allowed="change the rows that were received only")
+        stored[...] = rows.data
+
+    def by_rows(self, sparse: bool) -> bool:
+        return sparse
+
+    def widens(self, code: int) -> bool:
+        return False
+
+    def continues(self, other: Rule) -> bool:
+        return other is self
+
+    def has_slots_of(self, other: Rule) -> bool:
+        return True
 
 
 def _typed(data: Array, code: int) -> Array | bfloat16:
@@ -124,12 +227,3 @@ def from_wire(wire: Any) -> Rule | None:
     if isinstance(wire, list) and len(wire) == 2 and wire[0] == "updater":
         return updater_named(str(wire[1]))
     raise ConfigError(name="rule", value=f"{wire!r:.100}", allowed="an optimizer, an updater or assign")
-
-
-def apply_safely(rule: Rule, key: Key, received: Array, value: Array, target: Array, state: State, count: int,
-                 code: int) -> State:  # fmt: skip
-    """Write the updated value into ``target`` and return the new state; an error leaves value and state as they are."""
-    scratch = state if rule.trusted else {name: slot.copy() for name, slot in state.items()}
-    np.copyto(target, value)
-    rule.apply(key, received, target, scratch, count, code)
-    return scratch

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 __all__ = [
     "BarrierTimeout",
     "BindError",
+    "CheckpointError",
     "ClosedError",
     "ConfigError",
     "ConflictError",
@@ -28,7 +29,9 @@ __all__ = [
     "RemoteError",
     "RendezvousTimeout",
     "RequestTimeout",
+    "RowIndexError",
     "ShapeError",
+    "StorageError",
     "UnknownKeyError",
     "WaitTimeout",
     "WorkerFailed",
@@ -190,6 +193,41 @@ class DTypeError(PSError, TypeError):
 
     def describe(self) -> str:
         return f"key {self.key!r}: the value has dtype {self.got}, expected {self.expected}"
+
+
+class StorageError(PSError, TypeError):
+    """Raised when a row-sparse array meets a dense key, or a dense array a row-sparse key, where that cannot be."""
+
+    fields = ("key", "got", "expected")
+    key: int | str
+    got: str
+    expected: str
+
+    def describe(self) -> str:
+        return f"key {self.key!r}: got {self.got}, expected {self.expected}"
+
+
+class RowIndexError(PSError, IndexError):
+    """Raised for a row id outside of its table."""
+
+    fields = ("key", "got", "rows")
+    key: int | str
+    got: str
+    rows: int
+
+    def describe(self) -> str:
+        return f"key {self.key!r}: row {self.got} does not exist; the rows are 0 to {self.rows - 1}"
+
+
+class CheckpointError(PSError, ValueError):
+    """Raised when a file with values or optimizer states is damaged, incomplete, or of another job's keys."""
+
+    fields = ("path", "reason")
+    path: str
+    reason: str
+
+    def describe(self) -> str:
+        return f"{self.path}: {self.reason}"
 
 
 class ConflictError(PSError, ValueError):

@@ -16,7 +16,8 @@ from .wire import Message
 
 Array = np.ndarray[Any, Any]
 
-_HAS_VERSIONS, _HAS_LENS, _HAS_ROUNDS, _IS_LIST = 1, 2, 4, 8  # bits of the first element of a DATA message's body
+# Bits of the first element of a DATA message's body.
+_HAS_VERSIONS, _HAS_LENS, _HAS_ROUNDS, _IS_LIST, _HAS_KINDS = 1, 2, 4, 8, 16
 
 
 @dataclass(slots=True, eq=False)
@@ -24,9 +25,10 @@ class KVPairs:
     """Keys and their values.
 
     ``keys``: uint64, unique and ascending. ``vals``: either one 1-D array with the values of all keys behind each
-    other (``lens`` says how many each key has; without it all have the same number), or a list with one array of any
-    shape and dtype for each key. ``versions`` and ``rounds``: optional, uint64, one for each key: the version that a
-    value is, or was computed from, and the sender's count of pushes of that key.
+    other, or a list of arrays of any shape and dtype. ``lens``: int64, how many values, or arrays, each key has;
+    without it all have the same number of values, or one array. Optional and uint64, one for each key: ``versions``
+    and ``rounds``, the version that a value is, or was computed from, and the sender's count of pushes of that key;
+    ``kinds``, what the application calls the form of a value. ``meta``: what came with the pairs.
     """
 
     keys: NDArray[np.uint64]
@@ -35,6 +37,8 @@ class KVPairs:
     versions: NDArray[np.uint64] | None = None
     rounds: NDArray[np.uint64] | None = None
     codes: list[int] | None = None  # dtype codes when ``vals`` is a list and numpy's dtype does not tell (bfloat16)
+    kinds: NDArray[np.uint64] | None = None
+    meta: Any = None
 
     def slice(self, lo: int, hi: int) -> KVPairs:
         """The pairs from index ``lo`` to ``hi``, as views."""
@@ -43,17 +47,29 @@ class KVPairs:
             keys=self.keys[lo:hi],
             versions=None if self.versions is None else self.versions[lo:hi],
             rounds=None if self.rounds is None else self.rounds[lo:hi],
+            kinds=None if self.kinds is None else self.kinds[lo:hi],
+            lens=None if self.lens is None else self.lens[lo:hi],
         )
         if isinstance(self.vals, list):
-            part.vals = self.vals[lo:hi]
-            part.codes = None if self.codes is None else self.codes[lo:hi]
+            if self.vals:
+                first, end = (lo, hi) if self.lens is None else (int(self.lens[:lo].sum()), int(self.lens[:hi].sum()))
+                part.vals = self.vals[first:end]
+                part.codes = None if self.codes is None else self.codes[first:end]
         elif self.lens is None:
             per_key = len(self.vals) // max(len(self.keys), 1)
             part.vals = self.vals[lo * per_key : hi * per_key]
         else:
             ends = np.concatenate([[0], np.cumsum(self.lens)])
-            part.vals, part.lens = self.vals[int(ends[lo]) : int(ends[hi])], self.lens[lo:hi]
+            part.vals = self.vals[int(ends[lo]) : int(ends[hi])]
         return part
+
+    def arrays(self) -> list[list[Array]]:
+        """The arrays of each key, when ``vals`` is a list."""
+        assert isinstance(self.vals, list)
+        if self.lens is None:
+            return [[array] for array in self.vals]
+        ends = itertools.accumulate(self.lens.tolist(), initial=0)
+        return [self.vals[lo:hi] for lo, hi in itertools.pairwise(ends)]
 
 
 Slicer = Callable[[KVPairs, Sequence[tuple[int, int]]], list[KVPairs | None]]
@@ -107,7 +123,7 @@ def checked_pairs(keys: ArrayLike, vals: Any, lens: ArrayLike | None) -> KVPairs
     return KVPairs(checked, flat, lengths)
 
 
-_COLUMNS = ((_HAS_VERSIONS, "versions"), (_HAS_LENS, "lens"), (_HAS_ROUNDS, "rounds"))
+_COLUMNS = ((_HAS_VERSIONS, "versions"), (_HAS_LENS, "lens"), (_HAS_ROUNDS, "rounds"), (_HAS_KINDS, "kinds"))
 
 
 def pack(pairs: KVPairs, message: Message, meta: Any) -> Message:
@@ -131,6 +147,13 @@ def pack(pairs: KVPairs, message: Message, meta: Any) -> Message:
     return message
 
 
+def _total(lens: NDArray[Any]) -> int:
+    """The number of arrays that these lengths announce."""
+    if lens.dtype != np.int64 or (lens < 0).any():
+        raise ProtocolError("the lengths of a key-value message are malformed")
+    return sum(lens.tolist())
+
+
 def unpack(message: Message) -> KVPairs:
     """The pairs in a DATA message; raises ProtocolError if it is malformed."""
     if not message.arrays:
@@ -146,11 +169,12 @@ def unpack(message: Message) -> KVPairs:
     if any(column.shape != keys.shape for column in columns):
         raise ProtocolError("the keys, versions and lengths of a key-value message do not fit each other")
     values = message.arrays[head:]
-    pairs = KVPairs(keys, values)
+    pairs = KVPairs(keys, values, meta=message.body[1])
     for name, column in zip(names, columns, strict=True):
         setattr(pairs, name, column)
     if bits & _IS_LIST:
-        if len(values) not in (0, len(keys)):
+        expected = {0, len(keys)} if pairs.lens is None else {_total(pairs.lens)}
+        if len(values) not in expected:
             raise ProtocolError(f"{len(values)} values came for {len(keys)} keys")
         pairs.codes = (message.codes or [])[head:]
     else:

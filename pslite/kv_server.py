@@ -55,7 +55,7 @@ class KVServer:
     def response(self, meta: KVMeta, pairs: KVPairs | None = None) -> None:
         """Answer a request, with key-value pairs if it pulls. Their arrays must not change any more."""
         reply = Message(Kind.REPLY, cmd=meta.cmd, priority=meta.priority)
-        self.office.answer(meta.message, reply if pairs is None else pack(pairs, reply, None))
+        self.office.answer(meta.message, reply if pairs is None else pack(pairs, reply, pairs.meta))
 
     def error(self, meta: KVMeta, error: Exception, what: str = "the handle") -> None:
         """Answer a request with an error."""

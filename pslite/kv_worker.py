@@ -146,8 +146,11 @@ def _join(parts: Sequence[KVPairs]) -> KVPairs:
     keys = np.concatenate([p.keys for p in parts])
     if any(isinstance(p.vals, list) for p in parts):
         codes = [c for p in parts for c in p.codes or []]
-        versions = None if any(p.versions is None for p in parts) else np.concatenate([p.versions for p in parts])
-        return KVPairs(keys, [a for p in parts for a in p.vals], versions=versions, codes=codes or None)
+        joined = KVPairs(keys, [a for p in parts for a in p.vals], codes=codes or None)
+        for name in ("versions", "lens", "kinds"):
+            columns = [getattr(p, name) for p in parts]
+            setattr(joined, name, None if any(c is None for c in columns) else np.concatenate(columns))
+        return joined
     joined = KVPairs(keys, np.concatenate([p.vals for p in parts]))
     lens = np.concatenate([_lens(p) for p in parts])
     if any(p.lens is not None for p in parts) or (lens != lens[0]).any():

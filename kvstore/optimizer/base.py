@@ -45,6 +45,9 @@ class Optimizer(ABC):
 
     elementwise: ClassVar[bool] = False  # True: the update of a piece of an array is that piece of the array's update
     default_learning_rate: ClassVar[float] = 0.01
+    worker_slots: ClassVar[tuple[str, ...]] = ()
+    lazy_update: bool = False
+    multi_precision: bool = False
 
     def __init__(
         self,

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from typing import Any
 
 import numpy as np
 
 import pslite
-from kvstore.commands import CONTROL_APP, DATA_APP, INIT, USER_APP
+from kvstore.commands import CONTROL_APP, DATA, DATA_APP, INIT, ROWS, USER_APP, WHOLE
+from kvstore.rows import Content, Ids, Rows
+from kvstore.spec import Spec
 from pslite import KVMeta, KVPairs, KVServer, Postoffice, SimpleApp, SimpleData
 from pslite.errors import PeerError, ProtocolError, PSError
 
-from .store import Store
+from .store import New, Store
 from .ticket import Ticket
 
 log = logging.getLogger("kvstore.server")
@@ -32,23 +35,27 @@ class Service:
         self._data.set_handle(self._on_data)
 
     def _on_data(self, meta: KVMeta, pairs: KVPairs, server: KVServer) -> None:
-        assert isinstance(pairs.vals, list)
         keys = pairs.keys.tolist()
         rank = pslite.rank_of(meta.sender)
-        codes = pairs.codes or []
         if meta.cmd == INIT:
-            names = _names(meta.meta, keys)
-            self._finish(self.store.init(meta, rank, names, keys, [v.copy() for v in pairs.vals], codes))
-            return
-        if meta.replay:  # a pull: the answers of pushes have no arrays, and are kept by delivery
-            self._finish(self.store.read(meta, rank, keys))
-            return
-        values, codes = (pairs.vals, codes) if meta.push else ([], [])
-        self._finish(self.store.request(meta, rank, keys, values, codes, meta.pull))
+            self._finish(self.store.init(meta, rank, _created(meta.meta, pairs)))
+        elif meta.cmd != DATA:
+            raise ProtocolError(f"command {meta.cmd} is not known here: install the same version everywhere")
+        elif meta.push:
+            self._finish(self.store.request(meta, rank, keys, contents(pairs), pull=meta.pull))
+        elif meta.replay:  # a pull: the answers of pushes have no arrays, and are kept by delivery
+            self._finish(self.store.read(meta, rank, keys, _wanted(pairs)))
+        else:
+            self._finish(self.store.request(meta, rank, keys, wanted=_wanted(pairs), pull=True))
 
     def _on_control(self, data: SimpleData, app: SimpleApp) -> None:
         what, value = data.body
-        self._finish(self.store.agree(data, pslite.rank_of(data.sender), str(what), value))
+        rank = pslite.rank_of(data.sender)
+        if what == "change":
+            self.store.settings.change(rank, *value)
+            app.response(data)
+        else:
+            self._finish(self.store.settings.agree(data, rank, str(what), value))
 
     def _on_user_command(self, data: SimpleData, app: SimpleApp) -> None:
         log.info("command %s from %s", data.head, self._office.name_of(data.sender))
@@ -67,18 +74,52 @@ class Service:
             elif ticket.error is not None:
                 self._data.error(token, ticket.error, ticket.what)
             elif ticket.pull:
-                keys = token.message.arrays[0]
-                versions = np.array(ticket.versions, np.uint64)
-                self._data.response(token, KVPairs(keys, ticket.values, versions=versions, codes=ticket.codes))
+                self._data.response(token, _answered(token.message.arrays[0], ticket))
             else:
                 self._data.response(token)
 
 
-def _names(meta: Any, keys: list[int]) -> list[tuple[int | str, bool]]:
+def contents(pairs: KVPairs) -> list[tuple[Content, int]]:
+    """What is pushed for each key, with its dtype code."""
+    found: list[tuple[Content, int]] = []
+    codes = iter(pairs.codes or [])
+    kinds = [WHOLE] * len(pairs.keys) if pairs.kinds is None else pairs.kinds.tolist()
+    for kind, arrays in zip(kinds, pairs.arrays(), strict=True):
+        own = list(itertools.islice(codes, len(arrays)))
+        if kind == WHOLE and len(arrays) == 1:
+            found.append((arrays[0], own[0]))
+        elif kind == ROWS and len(arrays) == 2:
+            found.append((Rows(arrays[0], arrays[1]), own[1]))
+        else:
+            raise ProtocolError(f"a value of kind {kind} in {len(arrays)} arrays")
+    return found
+
+
+def _wanted(pairs: KVPairs) -> list[Ids | None]:
+    """The rows that a pull wants of each key; None: all."""
+    if pairs.kinds is None:
+        return [None] * len(pairs.keys)
+    return [a[0] if kind == ROWS and a else None for kind, a in zip(pairs.kinds.tolist(), pairs.arrays(), strict=True)]
+
+
+def _created(meta: Any, pairs: KVPairs) -> dict[int, New]:
+    """The keys of an init, by key on the wire."""
     try:
-        return [(meta[key][0], bool(meta[key][1])) for key in keys]
-    except (TypeError, KeyError, IndexError) as error:
+        new = {}
+        for wire, (content, code) in zip(pairs.keys.tolist(), contents(pairs), strict=True):
+            key, split, shape = meta[wire]
+            new[wire] = New(Spec(key, tuple(shape), code, isinstance(content, Rows)), bool(split), content)
+        return new
+    except (TypeError, KeyError, ValueError) as error:
         raise ProtocolError(f"an init without the names of its keys: {error}") from error
+
+
+def _answered(keys: Any, ticket: Ticket) -> KVPairs:
+    """What a pull gets."""
+    answers = [answer for answer in ticket.answers if answer is not None]
+    versions = np.array([answer.version for answer in answers], np.uint64)
+    arrays = [array for answer in answers for array in answer.arrays]
+    return KVPairs(keys, arrays, versions=versions, codes=[answer.code for answer in answers])
 
 
 def serve(office: Postoffice) -> int:

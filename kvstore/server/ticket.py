@@ -9,6 +9,15 @@ from kvstore.arrays import Array
 
 
 @dataclass(slots=True, eq=False)
+class Answer:
+    """What a pull gets for one key."""
+
+    arrays: list[Array]
+    code: int
+    version: int
+
+
+@dataclass(slots=True, eq=False)
 class Ticket:
     """One request that is being served. ``token`` is the shell's; the rest is the brain's."""
 
@@ -16,9 +25,7 @@ class Ticket:
     rank: int
     pull: bool = False
     due: int = 0  # keys that are not done
-    values: list[Array] = field(default_factory=list)
-    versions: list[int] = field(default_factory=list)
-    codes: list[int] = field(default_factory=list)
+    answers: list[Answer | None] = field(default_factory=list)  # of a pull, by the request's order of keys
     error: Exception | None = None
     what: str = ""  # the user code that raised the error
     finished: bool = False

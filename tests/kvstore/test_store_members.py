@@ -102,7 +102,7 @@ def test_rank_0_may_change_the_optimizer_all_its_life() -> None:
     d = Driver(2)
     for k in range(500):
         d.agree(0, "rule", rules.to_wire(kvstore.optimizer.create("sgd", learning_rate=float(k))))
-    assert sum(len(said) for said in d.store._agreement._said.values()) < 200  # what is remembered is bounded
+    assert sum(len(said) for said in d.store.settings._agreement._said.values()) < 200  # what is remembered is bounded
     wire = rules.to_wire(kvstore.optimizer.create("sgd", learning_rate=499.0))
     assert d.agree(1, "rule", wire, "one") == [("one", None)]
 
@@ -326,4 +326,4 @@ def test_repr_shows_what_is_parked() -> None:
     d = Driver(2)
     d.init(w=np.zeros(4, np.float32))
     d.push(0, w=np.zeros(4, np.float32))
-    assert repr(d.store) == "<Store keys=1 bytes=16 parked=1 sync>"
+    assert repr(d.store) == "<Store keys=1 bytes=16 parked=1 sync assign>"

@@ -14,7 +14,7 @@ import kvstore
 from kvstore import rules
 from pslite.errors import WorkerFinished, WorkerLeft
 
-from .driving import Driver
+from .driving import Driver, answers
 
 KEYS = ("a", "b", "c")
 SIZES = {"a": 1, "b": 3, "c": 2}
@@ -109,8 +109,7 @@ class Rounds(RuleBasedStateMachine):
         for key in KEYS:
             self.model.settle(key)
         error = (WorkerLeft if left else WorkerFinished)(node=f"worker {rank}", reason="later rounds")
-        self.compare([(t.token, t.error or (t.values if t.pull else None)) for t in
-                      self.driver.store.on_peer_ended(rank, error)])  # fmt: skip
+        self.compare(answers(self.driver.store.on_peer_ended(rank, error)))
 
     def compare(self, found: list[tuple[Any, Any]]) -> None:
         """What was answered in this step is what the model answered in it."""

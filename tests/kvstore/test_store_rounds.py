@@ -14,6 +14,8 @@ import kvstore
 from kvstore import rules
 from kvstore.arrays import Array
 from kvstore.optimizer.base import _REGISTRY
+from kvstore.server.store import New
+from kvstore.spec import Spec
 from pslite.dtypes import NAMES
 from pslite.errors import DTypeError, DuplicateKeyError, ShapeError, UnknownKeyError
 
@@ -105,9 +107,9 @@ def test_versions_count_changes() -> None:
     d.init(w=[0.0])
     for k in range(1, 4):
         d.push(0, w=[1.0])
-        [ticket, _] = d.store.request("t", 1, [0], [np.ones(1)], [1], True)
+        [ticket, _] = d.store.request("t", 1, [0], [(np.ones(1), 1)], pull=True)
         assert ticket.error is None
-        assert d.store._entries[0].version == k
+        assert d.store._entries[0].value.version == k
 
 
 # -- the same bits ----------------------------------------------------------------------------------------------------
@@ -268,7 +270,7 @@ def test_the_error_says_which_code_raised() -> None:
     d = Driver(1)
     d.agree(0, "rule", ["updater", "bad"])
     d.init(w=[1.0])
-    [ticket] = d.store.request("t", 0, [0], [np.ones(1)], [1], False)
+    [ticket] = d.store.request("t", 0, [0], [(np.ones(1), 1)])
     assert ticket.what == "the updater 'bad'"
 
 
@@ -337,14 +339,15 @@ def test_requests_that_do_not_fit_are_refused_whole() -> None:
         ([0, 1], [np.ones(2), np.ones(1, "f4")], [1, 0], DTypeError),
     ]
     for keys, values, codes, error in cases:
-        [ticket] = d.store.request("t", 0, keys, values, codes, False)
+        [ticket] = d.store.request("t", 0, keys, list(zip(values, codes, strict=True)))
         assert type(ticket.error) is error
         assert d.value("w").tolist() == [0, 0]
-    [ticket] = d.store.request("t", 0, [9], [], [], True)
+    [ticket] = d.store.request("t", 0, [9], pull=True)
     assert isinstance(ticket.error, UnknownKeyError)
-    [ticket] = d.store.init("t", 0, [("new", False), ("w", False)], [5, 0], [np.ones(1)] * 2, [1, 1])
+    new = {wire: New(Spec(key, (1,), 1), False, np.ones(1)) for wire, key in ((5, "new"), (0, "w"))}
+    [ticket] = d.store.init("t", 0, new)
     assert isinstance(ticket.error, DuplicateKeyError) and ticket.error.key == "w"
-    [ticket] = d.store.request("t", 0, [5], [], [], True)
+    [ticket] = d.store.request("t", 0, [5], pull=True)
     assert isinstance(ticket.error, UnknownKeyError)  # a refused init creates none of its keys
 
 

@@ -1,0 +1,152 @@
+"""Users' arrays in a call, dense or row-sparse: what a key is pushed, and what it is pulled into."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pslite.errors import ConfigError, ShapeError, StorageError
+
+from .arrays import Array, Tensor, accumulate, check_out, is_array, read, write
+from .keys import Group, Key
+from .rows import Content, Ids, Rows, merge, nonzero_rows, wanted_ids
+from .sparse import RowSparseArray
+from .spec import Spec
+
+log = logging.getLogger("kvstore")
+
+
+def read_content(value: Any, key: Key) -> tuple[Spec, Content]:
+    """What an array is, and its data in the user's own memory wherever that is possible."""
+    if isinstance(value, RowSparseArray):
+        return Spec(key, value.shape, value._code, sparse=True), value._rows
+    tensor = read(value, key)
+    return Spec(key, tensor.shape, tensor.code), tensor.data
+
+
+def checked(g: Group, spec: Spec) -> list[Content]:
+    """What a call pushes for a key, one content for each device; raises unless each may be pushed."""
+    contents = []
+    for array in g.arrays:
+        own, content = read_content(array, g.key)
+        if own.sparse and own.shape != spec.shape:
+            raise ShapeError(key=g.key, got=list(own.shape), expected=list(spec.shape))
+        spec.check(content, own.code)
+        contents.append(content)
+    if len({type(content) for content in contents}) > 1:
+        raise StorageError(key=g.key, got="dense and row-sparse arrays in one push", expected="one kind")
+    return contents
+
+
+def summed(contents: Sequence[Content], spec: Spec) -> Content:
+    """The sum over the devices, from left to right, in memory of its own."""
+    rows = [content for content in contents if isinstance(content, Rows)]
+    if rows:
+        return merge(rows, spec.code)
+    return accumulate([content for content in contents if not isinstance(content, Rows)], spec.code)
+
+
+def check_outs(groups: Sequence[Group], specs: dict[Key, Spec], ignore_sparse: bool) -> list[Group]:
+    """The arrays that a pull is to fill, each known to take its key's value; without row-sparse ones if ignored."""
+    kept = []
+    for g in groups:
+        spec = specs[g.key]
+        dense = [out for out in g.arrays if not isinstance(out, RowSparseArray)]
+        for out in dense:
+            check_out(out, spec.shape, g.key)
+        if len(dense) < len(g.arrays) and ignore_sparse:
+            log.info("pull of key %r into a RowSparseArray ignored: use row_sparse_pull, or ignore_sparse=False", g.key)
+            g = Group(g.key, dense)
+        for out in g.arrays:
+            if isinstance(out, RowSparseArray):
+                check_sparse_out(out, spec)
+        if g.arrays:
+            kept.append(g)
+    return kept
+
+
+def check_sparse_out(out: Any, spec: Spec) -> None:
+    """Raise unless ``out`` is a RowSparseArray of the key's shape."""
+    if not isinstance(out, RowSparseArray):
+        raise StorageError(key=spec.key, got=f"out of type {type(out).__name__}", expected="a RowSparseArray")
+    if out.shape != spec.shape:
+        raise ShapeError(key=spec.key, got=list(out.shape), expected=list(spec.shape))
+
+
+def fill(out: Any, data: Array, spec: Spec) -> None:
+    """Write a key's whole value into ``out``."""
+    if isinstance(out, RowSparseArray):
+        out._set(nonzero_rows(Tensor(data, spec.code)), spec.code)
+    else:
+        write(out, data, spec.code, spec.key)
+
+
+# -- pulls of rows ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, eq=False)
+class RowsWanted:
+    """A key of a ``row_sparse_pull``, with what each of its outs is to get; ``ids``: all of that together."""
+
+    spec: Spec
+    outs: list[tuple[Any, Ids]]  # out is None when the caller gave none
+    ids: Ids
+
+    def deliver(self, rows: Array) -> list[RowSparseArray]:
+        """Put the rows of ``ids`` where they are wanted; returns the arrays, new ones where none were given."""
+        filled = []
+        for out, ids in self.outs:
+            own = rows[np.searchsorted(self.ids, ids)]
+            if out is None:
+                out = RowSparseArray(Rows(ids, own), self.spec.code, self.spec.shape)
+            else:
+                out._set(Rows(ids, own), self.spec.code)
+            filled.append(out)
+        return filled
+
+
+def rows_wanted(keys: Sequence[Key], out: Any, row_ids: Any, specs: dict[Key, Spec], listed: bool) -> list[RowsWanted]:
+    """The arguments of ``row_sparse_pull`` by key. ``listed``: they are lists with one entry for each key.
+
+    Raises ConfigError for numbers of arrays that do not fit, StorageError, ShapeError, RowIndexError.
+    """
+    outs = _per_key(out, len(keys), "out") if listed else [out]
+    shared = not listed or _is_ids(row_ids)
+    ids = [row_ids] * len(keys) if shared else _per_key(row_ids, len(keys), "row_ids")
+    return [_wanted(specs[key], o, i) for key, o, i in zip(keys, outs, ids, strict=True)]
+
+
+def _wanted(spec: Spec, out: Any, row_ids: Any) -> RowsWanted:
+    outs = [out] if is_array(out) else list(out)
+    for one in outs:
+        if one is not None:
+            check_sparse_out(one, spec)
+    spec.check_wanted(np.empty(0, np.int64))
+    given = [row_ids] if _is_ids(row_ids) else list(row_ids)
+    if len(given) not in (1, len(outs)):
+        allowed = f"give one array for all outs, or one for each of {len(outs)}"
+        raise ConfigError(name="row_ids", value=f"{len(given)} arrays for key {spec.key!r}", allowed=allowed)
+    found = [wanted_ids(ids, spec.shape[0], spec.key) for ids in given]
+    per_out = found * len(outs) if len(found) == 1 else found
+    together = found[0] if len(found) == 1 else np.unique(np.concatenate(found))
+    return RowsWanted(spec, list(zip(outs, per_out, strict=True)), together)
+
+
+def _is_ids(row_ids: Any) -> bool:
+    """Whether this is one set of row ids: an array, or a list of numbers."""
+    if row_ids is None:
+        raise ConfigError(name="row_ids", value=None, allowed="give the rows to pull, as an array of integers")
+    return is_array(row_ids) or all(isinstance(one, (int, float, np.generic)) for one in row_ids)
+
+
+def _per_key(values: Any, count: int, name: str) -> list[Any]:
+    if values is None:
+        return [None] * count
+    if not isinstance(values, (list, tuple)) or len(values) != count:
+        got = f"{len(values)} entries" if isinstance(values, (list, tuple)) else type(values).__name__
+        raise ConfigError(name=name, value=got, allowed=f"give a list with one entry for each of the {count} keys")
+    return list(values)

@@ -1,0 +1,144 @@
+"""What a worker's call becomes on the wire, and what its answers become in the caller's arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pslite import KVPairs
+from pslite.dtypes import CODES, storage
+
+from .arrays import Array, write
+from .base import results
+from .commands import ROWS, WHOLE
+from .contents import RowsWanted, fill
+from .keys import Group, Key
+from .local import returned
+from .records import Piece, Record
+from .rows import Content, Rows
+
+_INT64 = CODES["int64"]
+
+Answers = dict[int, tuple[list[Array], int]]
+"""What the servers sent: by key on the wire the arrays and their version."""
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """One piece of a key in a request."""
+
+    record: Record
+    piece: Piece
+    arrays: list[Array]
+    codes: list[int]
+    kind: int = WHOLE
+
+
+def pushed(record: Record, content: Content) -> list[Item]:
+    """The pieces of what is pushed. Each server of a split key gets one, without rows if need be: it makes the round."""
+    return [_item(record, piece, record.cut(piece, content)) for piece in record.pieces]
+
+
+def _item(record: Record, piece: Piece, part: Content) -> Item:
+    if isinstance(part, Rows):
+        return Item(record, piece, [part.ids, part.data], [_INT64, record.spec.code], ROWS)
+    return Item(record, piece, [part], [record.spec.code])
+
+
+def wanted(record: Record) -> list[Item]:
+    """A pull of all of a key."""
+    return [Item(record, piece, [], []) for piece in record.pieces]
+
+
+def rows_of(record: Record, want: RowsWanted) -> list[Item]:
+    """A pull of some rows, from the servers that have any of them."""
+    items = []
+    for piece in record.pieces:
+        ids = record.cut(piece, Rows(want.ids, want.ids))
+        assert isinstance(ids, Rows)
+        if ids.ids.size:
+            items.append(Item(record, piece, [ids.ids], [_INT64], ROWS))
+    return items
+
+
+def pairs_of(items: Sequence[Item], push: bool) -> KVPairs:
+    """The pairs of a request, in ascending order of the keys on the wire."""
+    ordered = sorted(items, key=lambda item: item.piece.wire)
+    pairs = KVPairs(
+        np.array([item.piece.wire for item in ordered], np.uint64),
+        [array for item in ordered for array in item.arrays],
+        codes=[code for item in ordered for code in item.codes],
+    )
+    if push:
+        pairs.versions = np.array([item.record.version for item in ordered], np.uint64)
+        pairs.rounds = np.array([item.record.pushes for item in ordered], np.uint64)
+    if any(item.kind != WHOLE for item in ordered):
+        pairs.kinds = np.array([item.kind for item in ordered], np.uint64)
+        pairs.lens = np.array([len(item.arrays) for item in ordered], np.int64)
+    return pairs
+
+
+# -- answers; these run when all of a pull is there, on the leading thread --------------------------------------------
+
+
+def pull_into(
+    keys: list[Key], listed: bool, records: dict[Key, Record], outs: list[Group] | None
+) -> Callable[..., Any]:
+    """Put values into ``outs``, or return new arrays without them. ``listed``: the caller gave a list of keys."""
+
+    def finish(parts: list[KVPairs]) -> Any:
+        found = _received(parts)
+        for record in records.values():
+            record.version = min(found[p.wire][1] for p in record.pieces)
+        if outs is None:
+            values = {k: returned(_joined(r, found).copy(), r.spec.code) for k, r in records.items()}
+            return results(keys, listed, values)
+        for g in outs:
+            for out in g.arrays:
+                _write(out, records[g.key], found)
+        return None
+
+    return finish
+
+
+def rows_into(wants: list[RowsWanted], records: dict[Key, Record], listed: bool, new: bool) -> Callable[..., Any]:
+    """Put rows into the outs of a ``row_sparse_pull``; returns them if they are ``new``."""
+
+    def finish(parts: list[KVPairs]) -> Any:
+        found = _received(parts)
+        filled: dict[Key, Any] = {}
+        for want in wants:
+            record = records[want.spec.key]
+            pieces = [found[p.wire] for p in record.pieces if p.wire in found]
+            record.version = min((version for _, version in pieces), default=record.version)
+            rows = [arrays[0] for arrays, _ in pieces] or [
+                np.empty((0, *want.spec.shape[1:]), storage(record.spec.code))
+            ]
+            filled[want.spec.key] = want.deliver(np.concatenate(rows))[0]
+        return results([want.spec.key for want in wants], listed, filled) if new else None
+
+    return finish
+
+
+def _received(parts: list[KVPairs]) -> Answers:
+    found: Answers = {}
+    for part in parts:
+        assert part.versions is not None
+        found.update(zip(part.keys.tolist(), zip(part.arrays(), part.versions.tolist(), strict=True), strict=True))
+    return found
+
+
+def _write(out: Any, record: Record, found: Answers) -> None:
+    if record.whole or not isinstance(out, np.ndarray):
+        fill(out, _joined(record, found), record.spec)
+        return
+    for piece in record.pieces:  # each piece straight into its rows
+        write(out[piece.first : piece.end], found[piece.wire][0][0], record.spec.code, record.key)
+
+
+def _joined(record: Record, found: Answers) -> Array:
+    pieces = [found[p.wire][0][0] for p in record.pieces]
+    return pieces[0] if record.whole else np.concatenate(pieces)

@@ -1,0 +1,137 @@
+"""Some rows of an array: what a row-sparse push carries, and what a row-sparse pull returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pslite.dtypes import CODES, storage
+from pslite.errors import DTypeError, RowIndexError, ShapeError
+
+from .arrays import Array, Tensor, accumulate, narrow, read, widen
+
+__all__ = [
+    "Content",
+    "Ids",
+    "Rows",
+    "as_dense",
+    "checked_ids",
+    "dense",
+    "merge",
+    "nonzero_rows",
+    "scatter",
+    "wanted_ids",
+]
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(slots=True, eq=False)
+class Rows:
+    """``ids``: int64, ascending and unique; ``data``: one row for each, shape (len(ids), *row), storage dtype."""
+
+    ids: Ids
+    data: Array
+
+    @property
+    def nbytes(self) -> int:
+        return self.ids.nbytes + self.data.nbytes
+
+    def between(self, first: int, end: int) -> Rows:
+        """The rows from ``first`` to ``end``, counted from ``first``; data is a view."""
+        low, high = np.searchsorted(self.ids, (first, end))
+        return Rows(self.ids[low:high] - first, self.data[low:high])
+
+
+Content = Array | Rows
+"""What a push brings for a key: the whole array, or some rows of it."""
+
+
+def checked_ids(ids: Array, count: int, rows: int, key: object) -> Ids:
+    """``ids`` of ``count`` rows as they are; raises unless they are int64, ascending, unique, and below ``rows``."""
+    if ids.dtype != np.int64 or ids.ndim != 1:
+        raise DTypeError(key=str(key), got=f"{ids.dtype} row ids of shape {ids.shape}", expected="1-D int64")
+    if ids.size != count:
+        raise ShapeError(key=str(key), got=[count], expected=[ids.size])
+    if ids.size and not bool((ids[1:] > ids[:-1]).all()):
+        raise ShapeError(key=str(key), got=["row ids that are not ascending and unique"], expected=[ids.size])
+    _check_range(ids, rows, key)
+    return ids
+
+
+def wanted_ids(row_ids: Any, rows: int, key: object) -> Ids:
+    """Row ids of any shape and real dtype as ascending, unique int64; fractions are cut off.
+
+    Raises RowIndexError for an id outside of 0 to rows - 1, DTypeError for what is not real numbers.
+    """
+    values = read(np.asarray(row_ids, np.int64) if isinstance(row_ids, (list, tuple)) else row_ids, key)
+    if values.code == CODES["bool"]:
+        raise DTypeError(key=str(key), got="bool row ids", expected="integers or floats")
+    data = widen(values.data, values.code)
+    if data.dtype.kind == "f" and not bool(np.isfinite(data).all()):
+        raise RowIndexError(key=str(key), got="a row id that is not finite", rows=rows)
+    ids = np.unique(np.trunc(data).astype(np.int64) if data.dtype.kind == "f" else data.astype(np.int64))
+    _check_range(ids, rows, key)
+    return ids
+
+
+def _check_range(ids: Ids, rows: int, key: object) -> None:
+    if ids.size and (ids[0] < 0 or ids[-1] >= rows):
+        got = int(ids[0]) if ids[0] < 0 else int(ids[-1])
+        raise RowIndexError(key=str(key), got=str(got), rows=rows)
+
+
+def merge(parts: Sequence[Rows], code: int, wide: bool = False) -> Rows:
+    """The union of the rows; a row that several parts have is summed from left to right, as ``accumulate`` does.
+
+    ``wide``: float16 and bfloat16 stay float32, not rounded. The result shares no memory with the parts.
+    """
+    first, *others = parts
+    if all(np.array_equal(part.ids, first.ids) for part in others):
+        return Rows(first.ids.copy(), accumulate([part.data for part in parts], code, wide=wide))
+    ids: Ids = np.unique(np.concatenate([part.ids for part in parts]))
+    add = np.logical_or if code == CODES["bool"] else np.add
+    total = widen(np.zeros((len(ids), *first.data.shape[1:]), storage(code)), code)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for part in parts:
+            at = np.searchsorted(ids, part.ids)
+            total[at] = add(total[at], widen(part.data, code))
+    if wide:
+        return Rows(ids, total)
+    data = np.empty(total.shape, storage(code))
+    if total.dtype == data.dtype:
+        return Rows(ids, total)
+    narrow(total, data, code)
+    return Rows(ids, data)
+
+
+def dense(rows: Rows, shape: tuple[int, ...]) -> Array:
+    """The whole array, zero where there is no row."""
+    whole = np.zeros(shape, rows.data.dtype)
+    scatter(rows, whole)
+    return whole
+
+
+def scatter(rows: Rows, out: Array) -> None:
+    """Writes the rows into their places."""
+    if rows.ids.size:
+        out[rows.ids] = rows.data
+
+
+def as_dense(content: Content, shape: tuple[int, ...]) -> Array:
+    """A push's content as a whole array."""
+    return dense(content, shape) if isinstance(content, Rows) else content
+
+
+def nonzero_rows(tensor: Tensor) -> Rows:
+    """The rows of an array in which anything is not zero."""
+    data = tensor.data
+    flat = data.reshape(len(data), -1)
+    if data.dtype == np.uint16 and tensor.code == CODES["bfloat16"]:
+        flat = flat & 0x7FFF  # minus zero is zero
+    ids: Ids = np.flatnonzero((flat != 0).any(axis=1)).astype(np.int64)
+    return Rows(ids, data[ids])

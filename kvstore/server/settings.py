@@ -1,0 +1,68 @@
+"""What is the same for all keys: the store's type, and the rule of updates with its hyper-parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kvstore.keys import Key
+from kvstore.rules import OptimizerRule, Rule, from_wire
+from pslite.errors import ConfigError, PSError
+
+from .agreement import Agreement
+from .ticket import Ticket
+
+
+class Settings:
+    """Collective settings, by agreement, and each worker's changes of hyper-parameters.
+
+    A change has a number, counted by each worker. In dist_sync a worker's contributions use its own latest change, and
+    a round uses what its lowest rank's contribution does; in dist_async the highest number counts from its arrival on.
+    """
+
+    def __init__(self, split_key: Callable[[], Key | None]) -> None:
+        self.sync = True
+        self._split_key = split_key  # a key that is split over the servers, if there is one
+        self._rule: Rule | None = None  # as agreed
+        self._changed: dict[int, Rule] = {}  # by rank; in dist_async all the same
+        self._newest = 0  # number of the change that counts in dist_async
+        self._agreement = Agreement(self._adopt)
+        self.on_decider_gone = self._agreement.on_decider_gone
+        self.missing = self._agreement.missing
+
+    def rule_of(self, rank: int) -> Rule | None:
+        """The rule for what this worker pushes now."""
+        return self._changed.get(rank if self.sync else 0, self._rule)
+
+    def agree(self, token: Any, rank: int, what: str, value: Any) -> list[Ticket]:
+        """``what`` must be the same on every rank: rank 0 decides, the others wait for it and are compared."""
+        return self._agreement.say(Ticket(token, rank), what, value)
+
+    def change(self, rank: int, number: int, wire: Any) -> None:
+        """A worker's ``number``-th change of hyper-parameters; raises ConfigError if it is of another optimizer."""
+        if not isinstance(self._rule, OptimizerRule):
+            raise ConfigError(name="optimizer", value="a change", allowed="call set_optimizer on every worker first")
+        rule = self._rule.changed(wire)
+        if self.sync:
+            self._changed[rank] = rule
+        elif number > self._newest:
+            self._newest, self._changed[0] = number, rule
+
+    def _adopt(self, what: str, value: Any) -> PSError | None:
+        """Make a setting count from now on, or say why it cannot."""
+        if what == "type":
+            self.sync = value == "sync"
+            return None
+        try:
+            rule = from_wire(value)
+        except PSError as error:
+            return error
+        split = self._split_key()
+        if rule is not None and not rule.splits and split is not None:
+            remedy = f"it needs whole arrays, and key {split!r} is split over the servers: set it before init"
+            return ConfigError(name=rule.what, value="set after init", allowed=remedy)
+        self._rule, self._changed, self._newest = rule, {}, 0
+        return None
+
+    def __repr__(self) -> str:
+        return f"{'sync' if self.sync else 'async'} {'assign' if self._rule is None else self._rule.what}"

@@ -1,0 +1,162 @@
+"""A key's value with everything that belongs to it, and how pushes change it: the same on servers and in local stores.
+
+A dense value is never changed in place: an update writes into another array, because readers may still hold the last
+one. A row-sparse value is a table that is changed in place, row by row; readers get copies of rows.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pslite.dtypes import storage
+
+from .arrays import Array, accumulate, widen
+from .optimizer.base import State
+from .rows import Content, Ids, Rows, as_dense, merge, scatter
+from .rules import Change, Rule
+from .spec import Spec
+
+COPY_BELOW = 16 * 1024  # bytes: a small value is copied out of the message that it came in and would keep alive
+
+
+@dataclass(slots=True, eq=False)
+class Value:
+    """One unit: what a server or a local store keeps for a key. Its owner's lock or thread guards it."""
+
+    spec: Spec
+    data: Array
+    version: int = 0  # changes of the value
+    state: State = field(default_factory=dict)  # the optimizer's slots
+    count: int = 0  # updates that the rule has made of this key
+    rule: Rule | None = None  # whose slots and count these are
+    spare: Array | None = None  # the last value but one: written to again when nobody reads it any more
+    filled: Ids | None = None  # of a table: the other rows are zero. None: any may be something else
+
+    @staticmethod
+    def create(spec: Spec, content: Content) -> Value:
+        """A new value, in memory of its own; a row-sparse one has these rows and is zero elsewhere."""
+        spec.check(content, spec.code)
+        if not isinstance(content, Rows):
+            return Value(spec, content.copy())
+        value = Value(spec, np.zeros(spec.shape, storage(spec.code)), filled=content.ids.copy())
+        scatter(content, value.data)
+        return value
+
+    def read(self, ids: Ids | None = None) -> Array:
+        """The whole value, or copies of some rows."""
+        if ids is not None:
+            return self.data[ids]
+        return self.data.copy() if self.spec.sparse else self.data
+
+    # -- a round ------------------------------------------------------------------------------------------------------
+
+    def apply(self, contents: Sequence[Content], rule: Rule | None, rank: int = 0) -> None:
+        """Contributions in rank order become the new value; an error, of user code, leaves everything as it was.
+
+        ``rank``: the lowest of the contributing workers.
+        """
+        if rule is None:
+            self._assign(contents)
+        else:
+            self._update(self._merged(contents, rule.widens(self.spec.code)), rule, rank)
+        self.version += 1
+
+    def _merged(self, contents: Sequence[Content], wide: bool = False, out: Array | None = None) -> Content:
+        """The sum of all contributions: rows if all are rows. One alone is not copied."""
+        rows = [content for content in contents if isinstance(content, Rows)]
+        if len(rows) == len(contents):
+            return merge(rows, self.spec.code, wide)
+        arrays = [as_dense(content, self.spec.shape) for content in contents]
+        if len(arrays) == 1:
+            return widen(arrays[0], self.spec.code) if wide else arrays[0]
+        return accumulate(arrays, self.spec.code, out, wide=wide)
+
+    def _assign(self, contents: Sequence[Content]) -> None:
+        if self.spec.sparse:
+            rows = self._merged(contents)
+            assert isinstance(rows, Rows)
+            self._assign_rows(rows)
+            return
+        merged = self._merged(contents, out=self._free() if len(contents) > 1 else None)
+        data = as_dense(merged, self.spec.shape)
+        if data is merged and len(contents) == 1 and data.nbytes < COPY_BELOW:
+            data = data.copy()
+        self._swap(data)
+
+    def _assign_rows(self, rows: Rows) -> None:
+        """What the table holds is these rows and nothing else; costs as much as the rows there were and are."""
+        if self.filled is None:
+            self.data = np.empty(0)  # first: there is not always memory for two tables
+            self.data = np.zeros(self.spec.shape, storage(self.spec.code))
+        else:
+            self.data[self.filled] = 0
+        self.filled = rows.ids
+        scatter(rows, self.data)
+
+    def _update(self, received: Content, rule: Rule, rank: int) -> None:
+        if self.rule is not rule:
+            self._adopt(rule)
+        if isinstance(received, Rows) and rule.by_rows(self.spec.sparse):
+            self._update_rows(received, rule, rank)
+        else:
+            self._update_all(as_dense(received, self.spec.shape), rule, rank)
+        self.filled = None
+        self.count += 1
+
+    def _update_all(self, received: Array, rule: Rule, rank: int) -> None:
+        state = self.state if rule.trusted else {name: slot.copy() for name, slot in self.state.items()}
+        in_place = self.spec.sparse and rule.trusted
+        target = self.data if in_place else self._free()
+        if not in_place:
+            np.copyto(target, self.data)
+        rule.apply(Change(self.spec, received, target, state, self.count + 1, rank))
+        self.state = state
+        if not in_place:
+            self._swap(target)
+
+    def _update_rows(self, rows: Rows, rule: Rule, rank: int) -> None:
+        """Update only these rows, and only their part of the state, on copies."""
+        ids = rows.ids
+        part = self.data[ids]
+        state = {name: slot[ids] for name, slot in self.state.items()}
+        rule.apply(Change(self.spec, rows.data, part, state, self.count + 1, rank, ids))
+        target = self.data
+        if not self.spec.sparse:
+            target = self._free()
+            np.copyto(target, self.data)
+        target[ids] = part
+        for name, slot in state.items():
+            self.state[name][ids] = slot
+        if not self.spec.sparse:
+            self._swap(target)
+
+    def _adopt(self, rule: Rule) -> None:
+        """Start with another rule: afresh, or with the slots that there are if only hyper-parameters have changed."""
+        if self.rule is None or not rule.continues(self.rule):
+            self.state, self.count = rule.create_state(self.spec, self.data), 0
+        elif not rule.has_slots_of(self.rule):
+            self.state = rule.create_state(self.spec, self.data) | self.state
+        self.rule = rule
+
+    def _swap(self, data: Array) -> None:
+        self.data, self.spare = data, self.data
+
+    def _free(self) -> Array:
+        """An array to write the next value into: the spare one, if no reply reads it any more."""
+        spare, self.spare = self.spare, None
+        if spare is not None and spare.base is None and spare.flags.writeable and sys.getrefcount(spare) == _ALONE:
+            return spare
+        return np.empty_like(self.data, order="C", subok=False)
+
+
+def _references_of_a_local() -> int:
+    """What getrefcount says of an object that one local name holds: it depends on the interpreter's version."""
+    local = object()
+    return sys.getrefcount(local)
+
+
+_ALONE = _references_of_a_local()
