@@ -1,0 +1,87 @@
+"""The driver of codecs that code short stretches of an array alone: one pass over memory, in cached blocks."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from kvstore.arrays import BLOCK, Array
+
+from .base import Codec, check, drop_nonfinite
+
+__all__ = ["Blockwise", "Layout", "unpack"]
+
+Layout = list[tuple[np.dtype[Any], int]]
+
+
+class Blockwise(Codec):
+    """A codec whose arrays are, one after the other, those of stretches of ``unit`` elements."""
+
+    unit: int = 32
+
+    @abstractmethod
+    def layout(self, size: int) -> Layout:
+        """Dtype and length of each array of the code of ``size`` elements; additive over multiples of ``unit``."""
+
+    @abstractmethod
+    def encode_block(self, values: Array, code: Sequence[Array], salt: int) -> None:
+        """Writes the code of ``values`` (not changed) into ``code``, which is all zeros; numpy's warnings are off."""
+
+    @abstractmethod
+    def decode_block(self, code: Sequence[Array], out: Array) -> None:
+        """Writes what ``code`` stands for into ``out``; numpy's warnings are off."""
+
+    def encode(self, values: Array, salt: int) -> list[Array]:
+        code = self._zeros(values.size)
+        with np.errstate(all="ignore"):
+            for low, high, part in self._blocks(code, values.size):
+                self.encode_block(values[low:high], part, salt + low)
+        return code
+
+    def decode(self, code: Sequence[Array], size: int, salt: int) -> Array:
+        check(self, code, self.layout(size))
+        out = np.empty(size, np.float32)
+        with np.errstate(all="ignore"):
+            for low, high, part in self._blocks(code, size):
+                self.decode_block(part, out[low:high])
+        return out
+
+    def feed(self, residual: Array, grad: Array, salt: int) -> list[Array]:
+        code = self._zeros(residual.size)
+        scratch = np.empty(min(residual.size, self._step()), np.float32)
+        with np.errstate(all="ignore"):
+            for low, high, part in self._blocks(code, residual.size):
+                rest, emitted = residual[low:high], scratch[: high - low]
+                rest += grad[low:high]
+                self.encode_block(rest, part, salt + low)
+                self.decode_block(part, emitted)
+                rest -= emitted
+                drop_nonfinite(rest)
+        return code
+
+    def _zeros(self, size: int) -> list[Array]:
+        return [np.zeros(length, dtype) for dtype, length in self.layout(size)]
+
+    def _step(self) -> int:
+        return max(1, BLOCK // self.unit) * self.unit
+
+    def _blocks(self, code: Sequence[Array], size: int) -> Iterator[tuple[int, int, list[Array]]]:
+        """(first, end, the code's part) of each block."""
+        for low in range(0, size, self._step()):
+            high = min(low + self._step(), size)
+            ends = zip(self.layout(low), self.layout(high), strict=True)
+            yield low, high, [array[a:b] for array, ((_, a), (_, b)) in zip(code, ends, strict=True)]
+
+
+def unpack(table: Array, code: Array, out: Array) -> None:
+    """Writes the row of ``table`` (256, n) for each byte of ``code`` into ``out``, which may end within a row."""
+    per_byte = table.shape[1]
+    whole = out.size // per_byte
+    rows = out[: whole * per_byte].reshape(whole, per_byte)
+    np.take(table, code[:whole], axis=0, out=rows, mode="clip")  # "raise" would go by a buffer; a byte is in range
+    rest = out.size - whole * per_byte
+    if rest:
+        out[-rest:] = table[code[whole], :rest]
