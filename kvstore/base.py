@@ -92,6 +92,15 @@ class KVStore(abc.ABC):
         """MXNet's name of ``set_updater``."""
         self.set_updater(updater)
 
+    @abc.abstractmethod
+    def set_gradient_compression(self, compression_params: Any) -> None:
+        """Compress what is pushed from now on, with error feedback: ``{'type': '2bit', 'threshold': 0.5}``.
+
+        Types are those of ``kvstore.compression``; 'none' ends it. ``'direction': 'both'`` compresses pulls too.
+        Keys must be float32 and dense. On dist types it is collective: equal on every worker, or ConflictError.
+        Raises ConfigError for a bad setting, and on type 'local', which moves nothing.
+        """
+
     def is_capable(self, capability: str) -> bool:
         """Whether the store can do ``'optimizer'``: run one; raises ConfigError for another word."""
         if not isinstance(capability, str) or capability.lower() != "optimizer":
@@ -118,6 +127,12 @@ class KVStore(abc.ABC):
     @abc.abstractmethod
     def version(self, key: Key) -> int:
         """How often the value that this worker pulled last had changed; of a split key the lowest of its pieces."""
+
+    @abc.abstractmethod
+    def stats(self) -> dict[str, Any]:
+        """Counters of this worker. ``['keys'][key]`` are bytes of values: ``push_bytes``, ``pull_bytes``, and what they
+        would be without compression, ``push_bytes_raw``, ``pull_bytes_raw``.
+        """
 
     @abc.abstractmethod
     def barrier(self, timeout: float | None = None) -> None:

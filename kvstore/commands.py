@@ -7,9 +7,10 @@ CONTROL_APP = 1  # collective settings and changes of hyper-parameters: body is 
 USER_APP = 2  # kv.send_command_to_servers
 
 # KVMeta.cmd of requests on DATA_APP.
-DATA = 0  # a push, a pull, or both
+DATA = 0  # a push, a pull, or both; meta is None, or the codecs [of what is pushed, for what is pulled], each or None
 INIT = 1  # meta is {key on the wire: [user's key, is split, shape]}
 
 # KVPairs.kinds: how a value is put into arrays.
 WHOLE = 0  # one array; or none, in a pull
 ROWS = 1  # ids and rows; in a pull the ids alone, answered by the rows
+CODED = 2  # what a codec made of a float32 array

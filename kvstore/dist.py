@@ -14,14 +14,16 @@ from pslite.errors import ClosedError, ConfigError, DTypeError, DuplicateKeyErro
 
 from .base import KVStore
 from .commands import CONTROL_APP, DATA, DATA_APP, INIT, USER_APP
+from .compressing import Compression, check_whole, setting
+from .compression import Codec
 from .contents import check_outs, checked, read_content, rows_wanted, summed
 from .handle import Handle
 from .keys import Group, Key, group
 from .local import checked_optimizer
 from .optimizer.base import Optimizer
 from .records import Planner, Record
-from .requests import Item, pairs_of, pull_into, pushed, rows_into, rows_of, wanted
-from .rows import Content
+from .requests import Item, coded, pairs_of, pull_into, pushed, rows_into, rows_of, wanted
+from .rows import Content, Rows
 from .rules import OptimizerRule, Rule, Updater, name_of_updater, to_wire, updater_named
 from .sparse import RowSparseArray
 from .spec import Spec
@@ -49,6 +51,7 @@ class DistStore(KVStore):
         self._planner = Planner(office.server_key_ranges(), office.config.bigarray_bound)
         self._in_flight: deque[Handle] = deque()  # pushes and pushpulls whose end the user has not seen
         self._ahead: dict[Key, deque[Handle]] = {}  # pushes that are not applied yet
+        self._compression = Compression()
         self._rule: Rule | None = None  # as set by this worker
         self._told: Any = None  # the optimizer's hyper-parameters, as the servers know them from this worker
         self._changes = 0  # of hyper-parameters, told so far
@@ -124,7 +127,7 @@ class DistStore(KVStore):
             keys = self._keys(key, self._records)
             outs = None if out is None else self._outs(key, out, ignore_sparse)
             records = {k: self._records[k] for k in (keys if outs is None else [g.key for g in outs])}
-            finish = pull_into(keys, _is_list(key), records, outs)
+            finish = pull_into(keys, _is_list(key), records, outs, self._pull_codec())
             handle = self._send([i for r in records.values() for i in wanted(r)], Flag.PULL, priority, finish)
         return self._waited(handle) if wait else handle
 
@@ -137,13 +140,9 @@ class DistStore(KVStore):
         if any(isinstance(array, RowSparseArray) for g in outs for array in g.arrays):  # they are not pulled
             self._push(groups, priority, Flag.PUSH, None)
             return self.pull(key, value if out is None else out, priority, wait=wait)
-        specs = {g.key: self._records[g.key].spec for g in outs}
-        finish = pull_into(
-            list(specs),
-            _is_list(key),
-            {k: self._records[k] for k in specs},
-            check_outs(outs, specs, ignore_sparse=True),
-        )
+        records = {g.key: self._records[g.key] for g in outs}
+        outs = check_outs(outs, {k: record.spec for k, record in records.items()}, ignore_sparse=True)
+        finish = pull_into(list(records), _is_list(key), records, outs, self._pull_codec())
         handle = self._push(groups, priority, Flag.PUSH | Flag.PULL, finish)
         return self._waited(handle) if wait else handle
 
@@ -188,9 +187,29 @@ class DistStore(KVStore):
         items: list[Item] = []
         records = [self._records[g.key] for g in groups]
         contents = [checked(g, record.spec) for g, record in zip(groups, records, strict=True)]
+        if self._compression.codec is not None:
+            for record, own in zip(records, contents, strict=True):
+                self._compression.check(record.spec, own)
         for record, own in zip(records, contents, strict=True):
-            items += pushed(record, summed(own, record.spec))
             record.pushes += 1
+            items += self._coded(record, summed(own, record.spec))
+        return items
+
+    def _coded(self, record: Record, content: Content) -> list[Item]:
+        """The pieces of what is pushed, compressed if that is set."""
+        codec = self._compression.codec
+        record.traffic.push_raw += content.nbytes
+        if isinstance(content, Rows):
+            items = pushed(record, content)
+        elif codec is None:
+            self._compression.release(record.key, 0, content)
+            items = pushed(record, content)
+        else:
+            cuts = [(piece.first, piece.end) for piece in record.pieces]
+            salt = codec.salt_of(record.key, record.pushes, self.rank)
+            codes = self._compression.encode(record.spec, 0, content, None if record.whole else cuts, salt)
+            items = coded(record, codes)
+        record.traffic.push += sum(array.nbytes for item in items for array in item.arrays)
         return items
 
     def _outs(self, key: Any, out: Any, ignore_sparse: bool) -> list[Group]:
@@ -203,10 +222,20 @@ class DistStore(KVStore):
         pairs = pairs_of(items, push=bool(flags & Flag.PUSH))
         what = f"{_CALLS[flags]} of {_shown([item.record.key for item in items])}"
         request = self._worker.send(
-            pairs, flags, DATA, priority, finish=finish, keys_per_message=KEYS_PER_MESSAGE, what=what
+            pairs, flags, DATA, priority, finish, self._codecs(flags), keys_per_message=KEYS_PER_MESSAGE, what=what
         )
         customer = self._worker.customer
         return Handle(lambda *timeout: customer.wait_for(request, *timeout), lambda: request.done)
+
+    def _pull_codec(self) -> Codec | None:
+        return self._compression.codec if self._compression.pulls else None
+
+    def _codecs(self, flags: int) -> list[Any] | None:
+        """What servers must know of compression to serve a request."""
+        codec, pulls = self._compression.to_wire()
+        if codec is None:
+            return None
+        return [codec if flags & Flag.PUSH else None, codec if pulls and flags & Flag.PULL else None]
 
     def _wait_for_room(self, groups: list[Group]) -> None:
         """Block while a key has as many unfinished pushes as a server parks; its deadline names who is behind."""
@@ -256,12 +285,30 @@ class DistStore(KVStore):
 
     def _set_rule(self, rule: Rule, wire: Any) -> None:
         self._raise_failed()
-        split = next((record.key for record in self._records.values() if not record.whole), None)
+        split = self._split_key()
         if split is not None and not rule.splits:
             remedy = f"it needs whole arrays, and key {split!r} is split over the servers: set it before init"
             raise ConfigError(name="rule", value=rule.what, allowed=remedy)
         self._agree("rule", wire)
-        self._rule, self._planner.may_split = rule, rule.splits
+        self._rule = rule
+        self._plan_splits()
+
+    def set_gradient_compression(self, compression_params: Any) -> None:
+        self._raise_failed()
+        new = setting(compression_params)
+        check_whole(new.codec, self._split_key())
+        self._agree("compression", new.to_wire())
+        with self._lock:
+            self._compression.codec, self._compression.pulls = new.codec, new.pulls
+            self._plan_splits()
+
+    def _split_key(self) -> Key | None:
+        """A key that is split over the servers, if there is one."""
+        return next((record.key for record in self._records.values() if not record.whole), None)
+
+    def _plan_splits(self) -> None:
+        codec = self._compression.codec
+        self._planner.may_split = (self._rule is None or self._rule.splits) and (codec is None or codec.elementwise)
 
     def _tell_changes(self) -> None:
         """Tell the servers what the user has changed in the optimizer since; it counts from the next push on."""
@@ -297,6 +344,10 @@ class DistStore(KVStore):
 
     def version(self, key: Key) -> int:
         return self._records[self._keys(key, self._records)[0]].version
+
+    def stats(self) -> dict[str, Any]:
+        with self._lock:
+            return {"keys": {k: record.traffic.to_dict() for k, record in self._records.items()}}
 
     def barrier(self, timeout: float | None = None) -> None:
         self._raise_failed()

@@ -74,9 +74,7 @@ def checked_type(name: Any) -> str:
     """The type's name in lower case; raises ConfigError for an unknown one."""
     kind = name.lower() if isinstance(name, str) else name
     if kind not in LOCAL_TYPES + DIST_TYPES:
-        raise ConfigError(
-            name="type", value=name, allowed="types are " + ", ".join(LOCAL_TYPES + DIST_TYPES)
-        )
+        raise ConfigError(name="type", value=name, allowed="types are " + ", ".join(LOCAL_TYPES + DIST_TYPES))
     return str(kind)
 
 

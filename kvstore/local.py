@@ -11,11 +11,12 @@ from pslite.errors import ClosedError, ConfigError, DuplicateKeyError
 from .arrays import Array
 from .base import KVStore, results
 from .bfloat16 import bfloat16
+from .compressing import Compression, Traffic, setting
 from .contents import check_outs, checked, fill, read_content, rows_wanted, summed
 from .handle import Handle
 from .keys import Group, Key, group
 from .optimizer.base import Optimizer
-from .rows import Content
+from .rows import Content, Rows
 from .rules import OptimizerRule, Rule, Updater, UpdaterRule, updater_named
 from .spec import Spec
 from .value import Value
@@ -29,8 +30,10 @@ class LocalStore(KVStore):
         self._lock = threading.RLock()  # an updater may use the store; guards all below
         self._values: dict[Key, Value] = {}
         self._specs: dict[Key, Spec] = {}
+        self._traffic: dict[Key, Traffic] = {}
         self._order: dict[Key, int] = {}  # keys are updated in this order: ints by value, strings by first init
         self._rule: Rule | None = None
+        self._compression = Compression()
         self._closed = False
 
     def init(self, key: Any, value: Any) -> None:
@@ -46,7 +49,7 @@ class LocalStore(KVStore):
             for k, new in created.items():
                 self._key_type = type(k)
                 self._order[k] = k if isinstance(k, int) else len(self._values)
-                self._values[k], self._specs[k] = new, new.spec
+                self._values[k], self._specs[k], self._traffic[k] = new, new.spec, Traffic()
 
     # -- push and pull ------------------------------------------------------------------------------------------------
 
@@ -58,8 +61,31 @@ class LocalStore(KVStore):
 
     def _push(self, groups: list[Group]) -> None:
         pushed: list[tuple[Key, list[Content]]] = [(g.key, checked(g, self._specs[g.key])) for g in groups]
+        if self._compression.codec is not None:
+            for key, contents in pushed:
+                self._compression.check(self._specs[key], contents)
         for key, contents in sorted(pushed, key=lambda p: self._order[p[0]]):
-            self._values[key].apply([summed(contents, self._specs[key])], self._rule)
+            self._values[key].apply([self._summed(key, contents)], self._rule)
+
+    def _summed(self, key: Key, contents: list[Content]) -> Content:
+        """The sum over the devices, of what each is after compression if that is set."""
+        spec, traffic = self._specs[key], self._traffic[key]
+        traffic.push_raw += sum(content.nbytes for content in contents)
+        if self._compression.codec is None and not self._compression.feedback:
+            traffic.push += sum(content.nbytes for content in contents)
+            return summed(contents, spec)
+        arrived: list[Content] = []
+        for device, content in enumerate(contents):
+            assert not isinstance(content, Rows)
+            if self._compression.codec is None:
+                content = content.copy()
+                self._compression.release(key, device, content)
+                nbytes = content.nbytes
+            else:
+                content, nbytes = self._compression.through(spec, device, content, self._values[key].version + 1)
+            arrived.append(content)
+            traffic.push += nbytes
+        return summed(arrived, spec)
 
     def pull(self, key: Any, out: Any = None, priority: int = 0, ignore_sparse: bool = True, wait: bool = True) -> Any:
         with self._lock:
@@ -70,6 +96,8 @@ class LocalStore(KVStore):
     def _pull(self, key: Any, out: Any, ignore_sparse: bool) -> Any:
         if out is None:
             keys = self._keys(key, self._values)
+            for k in keys:
+                self._pulled(k, self._values[k].data)
             values = {k: returned(self._values[k].read().copy(), self._specs[k].code) for k in keys}
             return results(keys, isinstance(key, (list, tuple)), values)
         self._fill(self._outs(key, out, ignore_sparse))
@@ -83,6 +111,11 @@ class LocalStore(KVStore):
         for g in outs:
             for out in g.arrays:
                 fill(out, self._values[g.key].data, self._specs[g.key])
+            self._pulled(g.key, self._values[g.key].data)
+
+    def _pulled(self, key: Key, data: Array) -> None:
+        self._traffic[key].pull += data.nbytes
+        self._traffic[key].pull_raw += data.nbytes
 
     def pushpull(self, key: Any, value: Any, out: Any = None, priority: int = 0, wait: bool = True) -> Any:
         with self._lock:
@@ -117,6 +150,16 @@ class LocalStore(KVStore):
             else:
                 self._rule = updater_named(updater)
 
+    def set_gradient_compression(self, compression_params: Any) -> None:
+        if self.type != "device":
+            allowed = "use type 'device' or a dist type: a 'local' store moves no gradients"
+            raise ConfigError(name="compression", value=f"given to a {self.type!r} store", allowed=allowed)
+        new = setting(compression_params)
+        if new.pulls:
+            raise ConfigError(name="direction", value="both", allowed="a 'device' store compresses pushes only")
+        with self._lock:
+            self._compression.codec = new.codec
+
     # -- the job ------------------------------------------------------------------------------------------------------
 
     @property
@@ -130,6 +173,10 @@ class LocalStore(KVStore):
     def version(self, key: Key) -> int:
         with self._lock:
             return self._values[self._keys(key, self._values)[0]].version
+
+    def stats(self) -> dict[str, Any]:
+        with self._lock:
+            return {"keys": {k: traffic.to_dict() for k, traffic in self._traffic.items()}}
 
     def barrier(self, timeout: float | None = None) -> None:
         self._check_open()

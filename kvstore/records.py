@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pslite import Balancer
 from pslite.dtypes import storage
 from pslite.errors import ProtocolError
 
+from .compressing import Traffic
 from .keys import Key
 from .rows import Content, Rows
 from .spec import Spec
@@ -33,6 +34,7 @@ class Record:
     pieces: list[Piece]
     version: int = 0  # of the value pulled last
     pushes: int = 0  # made by this worker: its next one is for round pushes + 1
+    traffic: Traffic = field(default_factory=Traffic)  # pushes count under the store's lock, pulls as ``version`` does
 
     @property
     def key(self) -> Key:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from pslite import KVPairs
-from pslite.dtypes import CODES, storage
+from pslite.dtypes import CODES, code_of, storage
+from pslite.errors import ProtocolError
 
 from .arrays import Array, write
 from .base import results
-from .commands import ROWS, WHOLE
+from .commands import CODED, ROWS, WHOLE
+from .compression import Codec
 from .contents import RowsWanted, fill
 from .keys import Group, Key
 from .local import returned
@@ -22,8 +25,8 @@ from .rows import Content, Rows
 
 _INT64 = CODES["int64"]
 
-Answers = dict[int, tuple[list[Array], int]]
-"""What the servers sent: by key on the wire the arrays and their version."""
+Answers = dict[int, tuple[Array, int]]
+"""What the servers sent: by key on the wire the values and their version."""
 
 
 @dataclass(slots=True, eq=False)
@@ -38,7 +41,7 @@ class Item:
 
 
 def pushed(record: Record, content: Content) -> list[Item]:
-    """The pieces of what is pushed. Each server of a split key gets one, without rows if need be: it makes the round."""
+    """The pieces of what is pushed. Each server of a split key gets one, if without rows: it makes the round."""
     return [_item(record, piece, record.cut(piece, content)) for piece in record.pieces]
 
 
@@ -46,6 +49,14 @@ def _item(record: Record, piece: Piece, part: Content) -> Item:
     if isinstance(part, Rows):
         return Item(record, piece, [part.ids, part.data], [_INT64, record.spec.code], ROWS)
     return Item(record, piece, [part], [record.spec.code])
+
+
+def coded(record: Record, codes: Sequence[list[Array]]) -> list[Item]:
+    """The pieces of what is pushed, as a codec made them."""
+    return [
+        Item(record, piece, code, [code_of(array.dtype) for array in code], CODED)
+        for piece, code in zip(record.pieces, codes, strict=True)
+    ]
 
 
 def wanted(record: Record) -> list[Item]:
@@ -85,14 +96,12 @@ def pairs_of(items: Sequence[Item], push: bool) -> KVPairs:
 
 
 def pull_into(
-    keys: list[Key], listed: bool, records: dict[Key, Record], outs: list[Group] | None
+    keys: list[Key], listed: bool, records: dict[Key, Record], outs: list[Group] | None, codec: Codec | None
 ) -> Callable[..., Any]:
     """Put values into ``outs``, or return new arrays without them. ``listed``: the caller gave a list of keys."""
 
     def finish(parts: list[KVPairs]) -> Any:
-        found = _received(parts)
-        for record in records.values():
-            record.version = min(found[p.wire][1] for p in record.pieces)
+        found = _received(parts, records, codec)
         if outs is None:
             values = {k: returned(_joined(r, found).copy(), r.spec.code) for k, r in records.items()}
             return results(keys, listed, values)
@@ -108,27 +117,44 @@ def rows_into(wants: list[RowsWanted], records: dict[Key, Record], listed: bool,
     """Put rows into the outs of a ``row_sparse_pull``; returns them if they are ``new``."""
 
     def finish(parts: list[KVPairs]) -> Any:
-        found = _received(parts)
+        found = _received(parts, records, None)
         filled: dict[Key, Any] = {}
         for want in wants:
-            record = records[want.spec.key]
-            pieces = [found[p.wire] for p in record.pieces if p.wire in found]
-            record.version = min((version for _, version in pieces), default=record.version)
-            rows = [arrays[0] for arrays, _ in pieces] or [
-                np.empty((0, *want.spec.shape[1:]), storage(record.spec.code))
-            ]
+            pieces = [found[p.wire][0] for p in records[want.spec.key].pieces if p.wire in found]
+            rows = pieces or [np.empty((0, *want.spec.shape[1:]), storage(want.spec.code))]
             filled[want.spec.key] = want.deliver(np.concatenate(rows))[0]
         return results([want.spec.key for want in wants], listed, filled) if new else None
 
     return finish
 
 
-def _received(parts: list[KVPairs]) -> Answers:
-    found: Answers = {}
+def _received(parts: list[KVPairs], records: dict[Key, Record], codec: Codec | None) -> Answers:
+    """What came, by key on the wire, with the records' versions and traffic brought up to date."""
+    came: dict[int, tuple[list[Array], int, int]] = {}
     for part in parts:
-        assert part.versions is not None
-        found.update(zip(part.keys.tolist(), zip(part.arrays(), part.versions.tolist(), strict=True), strict=True))
+        if part.versions is None:
+            raise ProtocolError("an answer of values without their versions")
+        kinds = [WHOLE] * len(part.keys) if part.kinds is None else part.kinds.tolist()
+        came.update(
+            zip(part.keys.tolist(), zip(part.arrays(), part.versions.tolist(), kinds, strict=True), strict=True)
+        )
+    found: Answers = {}
+    for record in records.values():
+        mine = [(piece, *came[piece.wire]) for piece in record.pieces if piece.wire in came]
+        for piece, arrays, version, kind in mine:
+            value = _decoded(record, piece, arrays, version, codec) if kind == CODED else arrays[0]
+            found[piece.wire] = value, version
+            record.traffic.pull += sum(array.nbytes for array in arrays)
+            record.traffic.pull_raw += value.nbytes
+        record.version = min((version for _, _, version, _ in mine), default=record.version)
     return found
+
+
+def _decoded(record: Record, piece: Piece, code: list[Array], version: int, codec: Codec | None) -> Array:
+    if codec is None:
+        raise ProtocolError(f"key {record.key!r} came compressed, which was not asked for")
+    shape = record.shape_of(piece)
+    return codec.decode(code, math.prod(shape), codec.salt_of(record.key, version, 0)).reshape(shape)
 
 
 def _write(out: Any, record: Record, found: Answers) -> None:
@@ -136,9 +162,9 @@ def _write(out: Any, record: Record, found: Answers) -> None:
         fill(out, _joined(record, found), record.spec)
         return
     for piece in record.pieces:  # each piece straight into its rows
-        write(out[piece.first : piece.end], found[piece.wire][0][0], record.spec.code, record.key)
+        write(out[piece.first : piece.end], found[piece.wire][0], record.spec.code, record.key)
 
 
 def _joined(record: Record, found: Answers) -> Array:
-    pieces = [found[p.wire][0][0] for p in record.pieces]
+    pieces = [found[p.wire][0] for p in record.pieces]
     return pieces[0] if record.whole else np.concatenate(pieces)

@@ -12,14 +12,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pslite.dtypes import storage
+from pslite.dtypes import CODES, storage
 
 from .arrays import Array, accumulate, widen
+from .compression import Codec, Feedback
 from .optimizer.base import State
 from .rows import Content, Ids, Rows, as_dense, merge, scatter
 from .rules import Change, Rule
 from .spec import Spec
 
+_FLOAT32 = CODES["float32"]
 COPY_BELOW = 16 * 1024  # bytes: a small value is copied out of the message that it came in and would keep alive
 
 
@@ -34,6 +36,8 @@ class Value:
     count: int = 0  # updates that the rule has made of this key
     rule: Rule | None = None  # whose slots and count these are
     spare: Array | None = None  # the last value but one: written to again when nobody reads it any more
+    sent: Feedback | None = None  # of compressed pulls: what all of them have left out so far
+    code: tuple[int, Codec, list[Array]] | None = None  # the last one sent: version, codec and arrays
     filled: Ids | None = None  # of a table: the other rows are zero. None: any may be something else
 
     @staticmethod
@@ -51,6 +55,20 @@ class Value:
         if ids is not None:
             return self.data[ids]
         return self.data.copy() if self.spec.sparse else self.data
+
+    @property
+    def can_be_coded(self) -> bool:
+        """Whether pulls may get a codec's form of the value."""
+        return self.spec.code == _FLOAT32 and not self.spec.sparse
+
+    def coded(self, codec: Codec) -> list[Array]:
+        """This version, compressed; all who pull it get the same."""
+        if self.code is None or self.code[:2] != (self.version, codec):
+            self.sent = self.sent or Feedback(self.spec.shape)
+            salt = codec.salt_of(self.spec.key, self.version, 0)
+            [arrays] = self.sent.encode(codec, self.data, None, salt)
+            self.code = self.version, codec, arrays
+        return self.code[2]
 
     # -- a round ------------------------------------------------------------------------------------------------------
 

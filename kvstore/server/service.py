@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 
 import pslite
-from kvstore.commands import CONTROL_APP, DATA, DATA_APP, INIT, ROWS, USER_APP, WHOLE
+from kvstore.commands import CODED, CONTROL_APP, DATA, DATA_APP, INIT, ROWS, USER_APP, WHOLE
+from kvstore.compression import Codec, cached
 from kvstore.rows import Content, Ids, Rows
 from kvstore.spec import Spec
 from pslite import KVMeta, KVPairs, KVServer, Postoffice, SimpleApp, SimpleData
+from pslite.dtypes import CODES
 from pslite.errors import PeerError, ProtocolError, PSError
 
-from .store import New, Store
+from .store import Coded, New, Store
 from .ticket import Ticket
 
 log = logging.getLogger("kvstore.server")
@@ -38,15 +40,17 @@ class Service:
         keys = pairs.keys.tolist()
         rank = pslite.rank_of(meta.sender)
         if meta.cmd == INIT:
-            self._finish(self.store.init(meta, rank, _created(meta.meta, pairs)))
+            self._finish(self.store.init(meta, rank, _created(meta, pairs)))
         elif meta.cmd != DATA:
             raise ProtocolError(f"command {meta.cmd} is not known here: install the same version everywhere")
         elif meta.push:
-            self._finish(self.store.request(meta, rank, keys, contents(pairs), pull=meta.pull))
+            self._finish(
+                self.store.request(meta, rank, keys, _contents(meta, pairs), pull=meta.pull, codec=_codec(meta, 1))
+            )
         elif meta.replay:  # a pull: the answers of pushes have no arrays, and are kept by delivery
-            self._finish(self.store.read(meta, rank, keys, _wanted(pairs)))
+            self._finish(self.store.read(meta, rank, keys, _wanted(pairs), _codec(meta, 1)))
         else:
-            self._finish(self.store.request(meta, rank, keys, wanted=_wanted(pairs), pull=True))
+            self._finish(self.store.request(meta, rank, keys, (), _wanted(pairs), True, _codec(meta, 1)))
 
     def _on_control(self, data: SimpleData, app: SimpleApp) -> None:
         what, value = data.body
@@ -79,17 +83,30 @@ class Service:
                 self._data.response(token)
 
 
-def contents(pairs: KVPairs) -> list[tuple[Content, int]]:
+def _codec(meta: KVMeta, index: int) -> Codec | None:
+    """The codec of what is pushed (0), or for what is pulled (1)."""
+    if meta.meta is None:
+        return None
+    if not (isinstance(meta.meta, list) and len(meta.meta) == 2):
+        raise ProtocolError("a request whose codecs are malformed")
+    return None if meta.meta[index] is None else cached(meta.meta[index])
+
+
+def _contents(meta: KVMeta, pairs: KVPairs) -> list[tuple[Content | Coded, int]]:
     """What is pushed for each key, with its dtype code."""
-    found: list[tuple[Content, int]] = []
+    found: list[tuple[Content | Coded, int]] = []
     codes = iter(pairs.codes or [])
     kinds = [WHOLE] * len(pairs.keys) if pairs.kinds is None else pairs.kinds.tolist()
-    for kind, arrays in zip(kinds, pairs.arrays(), strict=True):
+    numbers = [0] * len(pairs.keys) if pairs.rounds is None else pairs.rounds.tolist()
+    codec = None if meta.cmd == INIT else _codec(meta, 0)
+    for kind, number, arrays in zip(kinds, numbers, pairs.arrays(), strict=True):
         own = list(itertools.islice(codes, len(arrays)))
         if kind == WHOLE and len(arrays) == 1:
             found.append((arrays[0], own[0]))
         elif kind == ROWS and len(arrays) == 2:
             found.append((Rows(arrays[0], arrays[1]), own[1]))
+        elif kind == CODED and codec is not None:
+            found.append((Coded(codec, arrays, number), CODES["float32"]))
         else:
             raise ProtocolError(f"a value of kind {kind} in {len(arrays)} arrays")
     return found
@@ -102,12 +119,13 @@ def _wanted(pairs: KVPairs) -> list[Ids | None]:
     return [a[0] if kind == ROWS and a else None for kind, a in zip(pairs.kinds.tolist(), pairs.arrays(), strict=True)]
 
 
-def _created(meta: Any, pairs: KVPairs) -> dict[int, New]:
+def _created(meta: KVMeta, pairs: KVPairs) -> dict[int, New]:
     """The keys of an init, by key on the wire."""
     try:
         new = {}
-        for wire, (content, code) in zip(pairs.keys.tolist(), contents(pairs), strict=True):
-            key, split, shape = meta[wire]
+        for wire, (content, code) in zip(pairs.keys.tolist(), _contents(meta, pairs), strict=True):
+            key, split, shape = meta.meta[wire]
+            assert not isinstance(content, Coded)
             new[wire] = New(Spec(key, tuple(shape), code, isinstance(content, Rows)), bool(split), content)
         return new
     except (TypeError, KeyError, ValueError) as error:
@@ -119,7 +137,11 @@ def _answered(keys: Any, ticket: Ticket) -> KVPairs:
     answers = [answer for answer in ticket.answers if answer is not None]
     versions = np.array([answer.version for answer in answers], np.uint64)
     arrays = [array for answer in answers for array in answer.arrays]
-    return KVPairs(keys, arrays, versions=versions, codes=[answer.code for answer in answers])
+    pairs = KVPairs(keys, arrays, versions=versions, codes=[code for answer in answers for code in answer.codes])
+    if any(answer.kind != WHOLE for answer in answers):
+        pairs.kinds = np.array([answer.kind for answer in answers], np.uint64)
+        pairs.lens = np.array([len(answer.arrays) for answer in answers], np.int64)
+    return pairs
 
 
 def serve(office: Postoffice) -> int:

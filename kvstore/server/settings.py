@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from kvstore.compressing import check_whole
+from kvstore.compression import Codec
 from kvstore.keys import Key
 from kvstore.rules import OptimizerRule, Rule, from_wire
 from pslite.errors import ConfigError, PSError
@@ -54,6 +56,10 @@ class Settings:
             self.sync = value == "sync"
             return None
         try:
+            if what == "compression":
+                codec = None if value[0] is None else Codec.from_wire(value[0])
+                check_whole(codec, self._split_key())
+                return None
             rule = from_wire(value)
         except PSError as error:
             return error

@@ -7,15 +7,22 @@ taken in rank order: the same bits whatever the order of arrival.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from kvstore.arrays import Array
+from kvstore.commands import CODED
+from kvstore.compression import Codec
 from kvstore.rows import Content, Ids
 from kvstore.rules import Rule
 from kvstore.spec import Spec
 from kvstore.value import Value
+from pslite.dtypes import code_of
 from pslite.errors import DuplicateKeyError, PeerError, PSError, UnknownKeyError, WorkerFinished, WorkerLeft
 
 from .settings import Settings
@@ -52,6 +59,15 @@ class New:
     content: Content
 
 
+@dataclass(slots=True, eq=False)
+class Coded:
+    """A compressed push; ``number``: which one of its worker, for the key."""
+
+    codec: Codec
+    arrays: list[Array]
+    number: int
+
+
 class Store:
     """All keys of one server."""
 
@@ -78,17 +94,25 @@ class Store:
         self._entries.update(entries)
         return [ticket]
 
-    def request(self, token: Any, rank: int, keys: Sequence[int], pushed: Sequence[tuple[Content, int]] = (),
-                wanted: Sequence[Ids | None] = (), pull: bool = False) -> list[Ticket]:  # fmt: skip
+    def request(
+        self,
+        token: Any,
+        rank: int,
+        keys: Sequence[int],
+        pushed: Sequence[tuple[Content | Coded, int]] = (),
+        wanted: Sequence[Ids | None] = (),
+        pull: bool = False,
+        codec: Codec | None = None,
+    ) -> list[Ticket]:
         """Push (contents with their dtype codes), pull (of some rows each, or all), or both.
 
-        Returns the tickets that are done now, this one maybe among them.
+        ``codec``: for what is pulled. Returns the tickets that are done now, this one maybe among them.
         """
-        ticket = Ticket(token, rank, pull, len(keys), [None] * len(keys))
+        ticket = Ticket(token, rank, pull, codec, len(keys), [None] * len(keys))
         try:
             entries = [self._find(key) for key in keys]
-            for entry, (content, code) in zip(entries, pushed, strict=bool(pushed)):
-                entry.value.spec.check(content, code)
+            pairs = zip(entries, pushed, strict=bool(pushed))
+            contents = [_content(entry.value.spec, content, code, rank) for entry, (content, code) in pairs]
             for entry, ids in zip(entries, wanted, strict=bool(wanted)):
                 entry.value.spec.check_wanted(ids)
         except PSError as error:
@@ -100,17 +124,19 @@ class Store:
         rule = self.settings.rule_of(rank)
         for index, entry in enumerate(entries):
             contribution = Contribution(
-                ticket, index, pushed[index][0] if pushed else None, wanted[index] if wanted else None, rule
+                ticket, index, contents[index] if contents else None, wanted[index] if wanted else None, rule
             )
             entry.queues.setdefault(rank, deque()).append(contribution)
             done += self._advance(entry)
         return done
 
-    def read(self, token: Any, rank: int, keys: Sequence[int], wanted: Sequence[Ids | None] = ()) -> list[Ticket]:
+    def read(self, token: Any, rank: int, keys: Sequence[int], wanted: Sequence[Ids | None] = (),
+             codec: Codec | None = None) -> list[Ticket]:  # fmt: skip
         """The current values, at once: for a request that was served before and whose answer got lost."""
         entries = [self._find(key) for key in keys]
         ids = wanted or [None] * len(entries)
-        return [Ticket(token, rank, True, 0, [_answer(e.value, i) for e, i in zip(entries, ids, strict=True)])]
+        answers = [_answer(entry.value, i, codec) for entry, i in zip(entries, ids, strict=True)]
+        return [Ticket(token, rank, True, codec, 0, list(answers))]
 
     def _find(self, key: int) -> Entry:
         entry = self._entries.get(key)
@@ -165,7 +191,7 @@ class Store:
         """One key of a request is done; returns the ticket when it was the last."""
         ticket = contribution.ticket
         if ticket.pull:
-            ticket.answers[contribution.index] = _answer(entry.value, contribution.ids)
+            ticket.answers[contribution.index] = _answer(entry.value, contribution.ids, ticket.codec)
         ticket.due -= 1
         if ticket.due or ticket.finished:
             return []
@@ -207,5 +233,18 @@ class Store:
         return f"<Store keys={len(self._entries)} bytes={size} parked={parked} {self.settings}>"
 
 
-def _answer(value: Value, ids: Ids | None) -> Answer:
-    return Answer([value.read(ids)], value.spec.code, value.version)
+def _content(spec: Spec, content: Content | Coded, code: int, rank: int) -> Content:
+    """What is pushed, checked, and decoded if need be."""
+    if isinstance(content, Coded):
+        spec.check(np.broadcast_to(np.float32(0), spec.shape), code)
+        codec, salt = content.codec, content.codec.salt_of(spec.key, content.number, rank)
+        return codec.decode(content.arrays, math.prod(spec.shape), salt).reshape(spec.shape)
+    spec.check(content, code)
+    return content
+
+
+def _answer(value: Value, ids: Ids | None, codec: Codec | None) -> Answer:
+    if codec is not None and ids is None and value.can_be_coded:
+        arrays = value.coded(codec)
+        return Answer(arrays, [code_of(array.dtype) for array in arrays], value.version, CODED)
+    return Answer([value.read(ids)], [value.spec.code], value.version)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvstore.arrays import Array
+from kvstore.commands import WHOLE
+from kvstore.compression import Codec
 
 
 @dataclass(slots=True, eq=False)
@@ -13,8 +15,9 @@ class Answer:
     """What a pull gets for one key."""
 
     arrays: list[Array]
-    code: int
+    codes: list[int]  # of dtypes, for each array
     version: int
+    kind: int = WHOLE
 
 
 @dataclass(slots=True, eq=False)
@@ -24,6 +27,7 @@ class Ticket:
     token: Any
     rank: int
     pull: bool = False
+    codec: Codec | None = None  # for what it pulls
     due: int = 0  # keys that are not done
     answers: list[Answer | None] = field(default_factory=list)  # of a pull, by the request's order of keys
     error: Exception | None = None
