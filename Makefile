@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-# What `make test` installs: EXTRAS=test,torch-test adds torch, without which the tests that need it are skipped.
+# What `make test` installs: EXTRAS=test,torch-test adds torch and jax, without which the tests that need them are skipped.
 EXTRAS ?= test
 # More arguments for pytest, for instance PYTEST_ARGS='-k barrier'.
 PYTEST_ARGS ?=

@@ -52,10 +52,24 @@ def weird_tmp_path(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def torch() -> ModuleType:
     """The torch package; skips the test where it is not installed, which is a failure if CI=true."""
+    return installed("torch")
+
+
+@pytest.fixture(scope="session")
+def jax() -> ModuleType:
+    """The jax package, on the CPU and with 64-bit numbers; skips as ``torch`` does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_PLATFORMS", "cpu")  # read by the import; without it jax looks for other devices
+        module = installed("jax")
+    module.config.update("jax_enable_x64", True)
+    return module
+
+
+def installed(name: str) -> ModuleType:
     try:
-        return importlib.import_module("torch")
+        return importlib.import_module(name)
     except ImportError:
-        reason = "needs torch: make test EXTRAS=test,torch-test"
+        reason = f"needs {name}: make test EXTRAS=test,torch-test"
         if os.environ.get("CI") == "true":
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)

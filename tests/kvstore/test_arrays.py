@@ -76,11 +76,6 @@ def test_dlpack_is_read_without_a_copy() -> None:
     assert np.shares_memory(tensor.data, value) and tensor.code == CODES["float32"]
 
 
-def test_dlpack_on_another_device_is_refused() -> None:
-    with pytest.raises(DTypeError, match=r"'w'.*\(2, 0\).*CPU"):
-        read(Exporter(np.zeros(2), device=(2, 0)), "w")
-
-
 def test_marked_uint16_is_read_as_bfloat16() -> None:
     bits = np.array([0x3F80], np.uint16)
     tensor = read(bfloat16(bits))
@@ -318,7 +313,7 @@ def test_torch_tensors_are_written(torch: Any, name: str) -> None:
 
 
 def test_torch_tensors_that_numpy_cannot_see_are_refused(torch: Any) -> None:
-    with pytest.raises(DTypeError, match=r"'w'.*meta.*CPU"):
+    with pytest.raises(DTypeError, match=r"'w'.*meta.*with values"):
         read(torch.empty(3, device="meta"), "w")
     with pytest.raises(DTypeError, match=r"'w'.*sparse"):
         read(torch.eye(3).to_sparse(), "w")
