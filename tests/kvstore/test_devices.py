@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import kvstore
 from kvstore.arrays import accumulate, check_out, read, write
 from kvstore.bfloat16 import bfloat16, from_float32, to_float32
 from kvstore.devices import device_sum
@@ -261,3 +262,42 @@ def test_dlpack_on_a_device_needs_torch(torch: Any, monkeypatch: pytest.MonkeyPa
         device_sum([array, array], "w")
     with pytest.raises(DTypeError, match="import torch"):
         check_out(array, (2,), "w")
+
+
+# -- in a store -------------------------------------------------------------------------------------------------------
+
+
+def train(kv: kvstore.KVStore, make: Make) -> None:
+    for name in ("float32", "bfloat16"):
+        data = terms(name, 2)
+        arrays = [make(d, name) for d in data]
+        kv.init(name, arrays[0])
+        kv.push(name, arrays)
+        out = np.zeros(data[0].shape, np.float32)
+        kv.pull(name, out=out)
+        total = accumulate(data, CODES[name])
+        np.testing.assert_array_equal(out, to_float32(total) if name == "bfloat16" else total)
+
+
+@pytest.mark.parametrize("make", FRAMEWORKS, indirect=True)
+@pytest.mark.parametrize("type", ["local", "device", "dist_sync", "dist_device_sync"])
+def test_stores_take_the_arrays_of_frameworks(make: Make, type: str) -> None:
+    if type.startswith("dist"):
+        kvstore.LocalCluster(type=type).run(lambda kv: train(kv, make))
+    else:
+        train(kvstore.create(type), make)
+
+
+@pytest.mark.parametrize("type", ["local", "dist_device_sync"])
+def test_a_pushpull_into_jax_arrays_is_refused_before_it_pushes(jax: Any, type: str) -> None:
+    def work(kv: kvstore.KVStore) -> None:
+        value = jax.numpy.ones(2)
+        kv.init("w", jax.numpy.zeros(2))
+        with pytest.raises(ConfigError, match=r"out='a jax array'"):
+            kv.pushpull("w", value)
+        assert kv.pull("w").tolist() == [0, 0]
+        out = np.zeros(2)
+        kv.pushpull("w", value, out=out)
+        assert out.tolist() == [1, 1]
+
+    work(kvstore.create(type)) if type == "local" else kvstore.LocalCluster(type=type).run(work)
