@@ -17,11 +17,13 @@ from .bfloat16 import bfloat16
 from .cluster import LocalCluster
 from .factory import create, serve
 from .handle import Handle
+from .plugins import KVStoreBase
 from .rules import updater
 
 __all__ = [
     "Handle",
     "KVStore",
+    "KVStoreBase",
     "LocalCluster",
     "__version__",
     "bfloat16",

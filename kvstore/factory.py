@@ -20,6 +20,7 @@ from pslite.errors import ConfigError, NotInClusterError, PeerError
 from .base import KVStore
 from .dist import DistStore
 from .local import LocalStore
+from .plugins import KVStoreBase
 from .server.service import serve as serve_job
 
 log = logging.getLogger("kvstore")
@@ -40,6 +41,12 @@ OPTIONS = {  # of the dist types
     "bigarray_bound": "give a number of elements, at least 1",
 }
 
+ELSEWHERE = {  # words of MXNet's types that are not here
+    "nccl": "there is no NCCL; use 'device' for the devices of one process, 'dist_device_sync' for several processes",
+    "horovod": "there is no Horovod; use 'dist_sync', whose pushpull is the sum over all workers",
+    "byteps": "there is no BytePS; use 'dist_sync', whose pushpull is the sum over all workers",
+}
+
 _open: weakref.WeakSet[DistStore] = weakref.WeakSet()  # for the hooks of this process's end
 _hooked = False  # whether they are installed
 _created = False  # whether this process has had its dist store
@@ -49,21 +56,24 @@ def create(name: str = "local", **options: Any) -> KVStore:
     """A store of a type: ``local``, ``device``, ``dist_sync`` (or ``dist``), ``dist_async``, and ``dist_device_sync``,
     ``dist_sync_device``, ``dist_async_device``, which sum over devices first and are otherwise the same.
 
+    A name registered with ``KVStoreBase.register`` comes first, and makes an object of that class.
     The dist types join the job that the launcher started; in its server and scheduler processes they serve until the
     job ends and do not return. Options of dist types: ``timeout`` and ``start_timeout`` (seconds, None for ever),
     ``bigarray_bound`` (elements from which an array is split over the servers). Raises ConfigError,
     NotInClusterError, RendezvousTimeout.
     """
-    kind = checked_type(name)
+    plugin = KVStoreBase.kv_registry.get(name.lower()) if isinstance(name, str) else None
+    kind = name.lower() if plugin else checked_type(name)
     role = role_in_job()
-    if kind in LOCAL_TYPES:
+    if plugin or kind in LOCAL_TYPES:
         if role in ("server", "scheduler"):
             raise ConfigError(
                 name="type", value=kind, allowed=f"this process is a {role}: begin the script with kvstore.serve()"
             )
         if options:
             raise ConfigError(name=next(iter(options)), value="given", allowed=f"{kind!r} takes no options")
-        return LocalStore(kind)
+        store: KVStore = plugin() if plugin else LocalStore(kind)
+        return store
     if not role:
         raise NotInClusterError(name=kind)
     serve()
@@ -71,11 +81,13 @@ def create(name: str = "local", **options: Any) -> KVStore:
 
 
 def checked_type(name: Any) -> str:
-    """The type's name in lower case; raises ConfigError for an unknown one."""
-    kind = name.lower() if isinstance(name, str) else name
+    """The native type's name in lower case; raises ConfigError for an unknown one."""
+    kind = name.lower() if isinstance(name, str) else ""
     if kind not in LOCAL_TYPES + DIST_TYPES:
-        raise ConfigError(name="type", value=name, allowed="types are " + ", ".join(LOCAL_TYPES + DIST_TYPES))
-    return str(kind)
+        hint = next((text + "; " for word, text in ELSEWHERE.items() if word in kind), "")
+        types = ", ".join([*LOCAL_TYPES, *DIST_TYPES, *KVStoreBase.kv_registry])
+        raise ConfigError(name="type", value=name, allowed=f"{hint}types are {types}")
+    return kind
 
 
 def checked_options(options: dict[str, Any]) -> dict[str, Any]:
