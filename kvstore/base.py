@@ -11,17 +11,18 @@ from pslite.errors import ConfigError, KeyTypeError, UnknownKeyError
 from .handle import Handle
 from .keys import Group, Key, group, keys_of
 from .optimizer.base import Optimizer
+from .plugins import KVStoreBase
 from .rules import Updater
 
 
-class KVStore(abc.ABC):
+class KVStore(KVStoreBase, abc.ABC):
     """A key-value store for synchronising arrays between devices, processes and hosts; ``kvstore.create()`` makes one.
 
     Keys are int or str, not both in one store. Where a key is accepted, a list of keys is too, with a list of values;
     where an array is accepted, a list of arrays (one per device) is too: pushed ones are summed, pulled into all.
-    Arrays are numpy's, or anything with ``__dlpack__`` or the buffer protocol. Arguments are never written to, except
-    ``out`` and what ``pushpull`` gets without it, and may be overwritten as soon as the call returns. Methods are
-    thread-safe; calls take effect in order.
+    Arrays are numpy's, torch's, jax's, RowSparseArrays, or anything with ``__dlpack__`` or the buffer protocol.
+    Arguments are never written to, except ``out`` and what ``pushpull`` gets without it, and may be overwritten as soon
+    as the call returns. Methods are thread-safe; calls take effect in order.
     """
 
     def __init__(self, name: str) -> None:

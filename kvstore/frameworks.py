@@ -57,6 +57,15 @@ def is_jax(value: object) -> bool:
     return jax is not None and isinstance(value, jax.Array)
 
 
+def is_elsewhere(value: object, key: object) -> bool:
+    """Whether an array of a framework is not in the CPU's memory."""
+    if isinstance(value, np.ndarray):
+        return False
+    if is_jax(value):
+        return any(device.platform != "cpu" for device in value.devices())  # type: ignore[attr-defined]
+    return tensor_elsewhere(value, key) is not None
+
+
 def as_tensor(value: Any, key: object) -> Any | None:
     """A detached torch tensor that shares the memory of ``value``, for tensors and for DLPack on another device.
 

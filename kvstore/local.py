@@ -60,7 +60,8 @@ class LocalStore(KVStore):
         return Handle()
 
     def _push(self, groups: list[Group]) -> None:
-        pushed: list[tuple[Key, list[Content]]] = [(g.key, checked(g, self._specs[g.key])) for g in groups]
+        apart = self._compression.codec is not None
+        pushed = [(g.key, checked(g, self._specs[g.key], apart)) for g in groups]
         if self._compression.codec is not None:
             for key, contents in pushed:
                 self._compression.check(self._specs[key], contents)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 __all__ = [
+    "ArgumentTypeError",
     "BarrierTimeout",
     "BindError",
     "CheckpointError",
@@ -124,6 +125,10 @@ class ConfigError(PSError, ValueError):
     name: str
     value: Any
     allowed: str
+
+
+class ArgumentTypeError(ConfigError, TypeError):
+    """Raised when an argument is of a wrong type."""
 
 
 class NotInClusterError(PSError, ValueError):
