@@ -26,6 +26,8 @@ class AdaGrad(Elementwise):
     As in MXNet 1.x, weight decay is not part of the history.
     """
 
+    lazy_update = True
+
     def __init__(self, eps: float = 1e-7, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.eps = number("eps", eps)

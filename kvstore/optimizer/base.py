@@ -5,7 +5,11 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, TypeVar
+
+import numpy as np
 
 from kvstore.arrays import Array
 from kvstore.bfloat16 import bfloat16
@@ -14,7 +18,7 @@ from pslite.errors import ConfigError
 from .schedulers import LRScheduler
 from .wire import decode, encode, integer, number, parameters
 
-__all__ = ["Key", "Optimizer", "State", "Weight", "create", "register", "registered"]
+__all__ = ["Key", "Optimizer", "Rates", "State", "Weight", "create", "register", "registered"]
 
 Key = int | str
 Weight = Array | bfloat16
@@ -22,8 +26,17 @@ State = dict[str, Array]
 _Class = TypeVar("_Class", bound="type[Optimizer]")
 
 _REGISTRY: dict[str, type[Optimizer]] = {}  # lower-case class name -> class; grows when register() is called
-_DECAYED = ("_weight", "_gamma")  # ends of the names that weight decay is for
 _MULTIPLIERS = ("lr_mult", "wd_mult")  # set after construction, so beside the constructor's arguments on the wire
+_MISSING = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What the hyper-parameters come to for one update of one key: with multipliers, schedule and begin_num_update."""
+
+    lr: float
+    wd: float
+    count: int
 
 
 class Optimizer(ABC):
@@ -36,7 +49,10 @@ class Optimizer(ABC):
     lr_scheduler: called with the number of updates of the key, this one included, plus begin_num_update. MXNet takes
         the largest number over all keys of one server; a number per key does not depend on where keys are placed.
     param_idx2name: {integer key: name}, for multipliers by name. With it given, weight decay is off for names
-        that end in neither ``_weight`` nor ``_gamma``.
+        that end in none of ``decayed_names``.
+    param_dict: {key: parameter} with ``lr_mult`` and ``wd_mult``, as attributes or items, 1 where one is missing. For
+        its keys they go before ``set_lr_mult`` and ``set_wd_mult``.
+    multi_precision: the store keeps a float32 copy of each float16 or bfloat16 weight, and updates that.
 
     A subclass defines ``update``, and ``create_state`` if it needs state. It keeps each constructor argument in an
     attribute of that name, by whose current value it travels; ``@kvstore.optimizer.register`` makes it known.
@@ -44,10 +60,10 @@ class Optimizer(ABC):
     """
 
     elementwise: ClassVar[bool] = False  # True: the update of a piece of an array is that piece of the array's update
+    worker_slots: ClassVar[tuple[str, ...]] = ()  # slots of create_state that the store keeps once per pushing worker
+    lazy_update: bool = False  # True: a row-sparse gradient updates its rows only; slots then have the weight's rows
     default_learning_rate: ClassVar[float] = 0.01
-    worker_slots: ClassVar[tuple[str, ...]] = ()
-    lazy_update: bool = False
-    multi_precision: bool = False
+    decayed_names: ClassVar[tuple[str, ...]] = ("_weight", "_gamma")  # ends of the names that weight decay is for
 
     def __init__(
         self,
@@ -58,6 +74,8 @@ class Optimizer(ABC):
         lr_scheduler: LRScheduler | None = None,
         param_idx2name: Mapping[Key, str] | None = None,
         begin_num_update: int = 0,
+        multi_precision: bool = False,
+        param_dict: Mapping[Key, Any] | None = None,
     ) -> None:
         if not (lr_scheduler is None or isinstance(lr_scheduler, LRScheduler)):
             raise ConfigError(name="lr_scheduler", value=f"{lr_scheduler!r:.100}", allowed="subclass LRScheduler")
@@ -72,6 +90,9 @@ class Optimizer(ABC):
         self.clip_gradient = None if clip_gradient is None else number("clip_gradient", clip_gradient)
         self.param_idx2name = _names(param_idx2name)
         self.begin_num_update = integer("begin_num_update", begin_num_update)
+        self.multi_precision = bool(multi_precision)
+        self.param_dict = _parameters(param_dict)
+        self._encodings: dict[str, tuple[dict[Any, Any], Any]] = {}  # field: its dict and wire when last encoded
         self.set_lr_mult({})
         self.set_wd_mult({})
 
@@ -92,7 +113,7 @@ class Optimizer(ABC):
 
     def set_wd_mult(self, args_wd_mult: Mapping[Key, float]) -> None:
         """Factors on the weight decay, by key or name; 1 for the others, 0 for names that param_idx2name exempts."""
-        exempt: dict[Key, float] = {n: 0.0 for n in self.param_idx2name.values() if not n.endswith(_DECAYED)}
+        exempt: dict[Key, float] = {n: 0.0 for n in self.param_idx2name.values() if not n.endswith(self.decayed_names)}
         self.wd_mult = exempt | _multipliers("wd_mult", args_wd_mult)
 
     def create_state(self, key: Key, weight: Weight) -> State:
@@ -106,19 +127,32 @@ class Optimizer(ABC):
         weight, grad: arrays of one shape and dtype.
         """
 
+    def _rates(self, key: Key, count: int) -> Rates:
+        return Rates(self._lr(key, count), self._wd(key), self.begin_num_update + count)
+
     def _lr(self, key: Key, count: int) -> float:
         lr = self.lr if self.lr_scheduler is None else self.lr_scheduler(self.begin_num_update + count)
-        return float(lr) * self._multiplier(self.lr_mult, key)
+        return float(lr) * self._multiplier("lr_mult", key)
 
     def _wd(self, key: Key) -> float:
-        return float(self.wd) * self._multiplier(self.wd_mult, key)
+        return float(self.wd) * self._multiplier("wd_mult", key)
 
-    def _multiplier(self, multipliers: dict[Key, float], key: Key) -> float:
+    def _multiplier(self, name: str, key: Key) -> float:
+        if key in self.param_dict:
+            return _multiplier_of(self.param_dict[key], name)
+        multipliers: dict[Key, float] = getattr(self, name)
         return multipliers.get(key, multipliers.get(self.param_idx2name.get(key, key), 1.0))
 
-    def to_wire(self) -> list[Any]:
-        """``[registered name, {hyper-parameter: value}]`` for msgpack; equal for equal optimizers.
+    def _clip(self, g: Array) -> None:
+        """Limits each element of ``g``, in place."""
+        limit = self.clip_gradient
+        if limit is not None and limit > 0:
+            np.clip(g, -limit, limit, out=g)
 
+    def to_wire(self) -> list[Any]:
+        """``[registered name, {hyper-parameter: value}]`` for msgpack, by their current values; not to be changed.
+
+        Equal for equal optimizers, and cheap: stores compare it at every push to notice changes.
         Raises ConfigError if the class is not registered, or has an argument that is no attribute or no plain data.
         """
         cls = type(self)
@@ -128,11 +162,33 @@ class Optimizer(ABC):
         return [cls.__name__.lower(), {name: self._encoded(name) for name in _fields(cls)}]
 
     def _encoded(self, name: str) -> Any:
-        if not hasattr(self, name):
+        value = getattr(self, name, _MISSING)
+        if type(value) is float or value is None:
+            return value
+        if isinstance(value, LRScheduler):
+            return value.to_wire()
+        if name == "param_dict":
+            return _encode_parameters(self.param_dict)
+        if type(value) is dict:  # hundreds of names, which seldom change: to compare costs less than to encode
+            seen = self._encodings.get(name)
+            if seen is None or seen[0] != value:
+                seen = self._encodings[name] = (value.copy(), encode(name, value))
+            return seen[1]
+        if value is _MISSING:
             remedy = f"set self.{name} in __init__, so that it can travel to the servers"
             raise ConfigError(name=f"{type(self).__name__}.{name}", value="(missing)", allowed=remedy)
-        value = getattr(self, name)
-        return value.to_wire() if isinstance(value, LRScheduler) else encode(name, value)
+        return encode(name, value)
+
+    def adopt(self, wire: Any) -> None:
+        """Takes the hyper-parameters of an optimizer of the same class from its ``to_wire()``, in place.
+
+        Raises ConfigError for another class, and as ``from_wire`` does; then nothing has changed.
+        """
+        other = Optimizer.from_wire(wire)
+        if type(other) is not type(self):
+            name = type(self).__name__.lower()
+            raise ConfigError(name="optimizer", value=wire[0], allowed=f"hyper-parameters of {name!r} can be adopted")
+        vars(self).update(vars(other))
 
     @staticmethod
     def from_wire(wire: Any) -> Optimizer:
@@ -145,9 +201,11 @@ class Optimizer(ABC):
         cls = _class(wire[0])
         if set(wire[1]) != set(_fields(cls)):
             raise ConfigError(name=wire[0], value=f"{sorted(map(str, wire[1]))}", allowed=f"takes {_fields(cls)}")
-        values = {name: decode(name, value) for name, value in wire[1].items() if name != "lr_scheduler"}
-        scheduler = wire[1]["lr_scheduler"]
+        fields = dict(wire[1])
+        scheduler, parameter_dict = fields.pop("lr_scheduler"), fields.pop("param_dict")
+        values = {name: decode(name, value) for name, value in fields.items()}
         values["lr_scheduler"] = None if scheduler is None else LRScheduler.from_wire(scheduler)
+        values["param_dict"] = _decode_parameters(parameter_dict)
         optimizer = cls(**{name: values[name] for name in parameters(cls)})
         Optimizer.__init__(optimizer, **{name: values[name] for name in parameters(Optimizer)})
         for name in _MULTIPLIERS:
@@ -189,6 +247,7 @@ def _class(name: Any) -> type[Optimizer]:
     return cls
 
 
+@cache
 def _fields(cls: type[Optimizer]) -> tuple[str, ...]:
     """What travels: the constructor's arguments, and those of Optimizer even where the constructor hides them."""
     return tuple(dict.fromkeys(parameters(cls) + parameters(Optimizer) + _MULTIPLIERS))
@@ -204,3 +263,26 @@ def _names(values: Mapping[Key, str] | None) -> dict[Key, str]:
     if not (values is None or (isinstance(values, Mapping) and all(isinstance(v, str) for v in values.values()))):
         raise ConfigError(name="param_idx2name", value=f"{values!r:.100}", allowed="give a dict {integer key: name}")
     return dict(values or {})
+
+
+def _parameters(values: Mapping[Key, Any] | None) -> dict[Key, Any]:
+    if not (values is None or isinstance(values, Mapping)):
+        raise ConfigError(name="param_dict", value=f"{values!r:.100}", allowed="give a dict {key: parameter}")
+    return dict(values or {})
+
+
+def _multiplier_of(parameter: Any, name: str) -> float:
+    value = parameter.get(name, 1.0) if isinstance(parameter, Mapping) else getattr(parameter, name, 1.0)
+    return number(name, value)
+
+
+def _encode_parameters(values: Mapping[Key, Any]) -> list[list[Any]]:
+    triples = [[key, *(_multiplier_of(parameter, name) for name in _MULTIPLIERS)] for key, parameter in values.items()]
+    return sorted(triples, key=lambda triple: (isinstance(triple[0], str), triple[0]))
+
+
+def _decode_parameters(wire: Any) -> dict[Key, dict[str, float]]:
+    triples = wire if isinstance(wire, (list, tuple)) else [wire]
+    if not all(isinstance(t, (list, tuple)) and len(t) == 3 and isinstance(t[0], (int, str)) for t in triples):
+        raise ConfigError(name="param_dict", value=f"{wire!r:.100}", allowed="give [[key, lr_mult, wd_mult], ...]")
+    return {key: {n: number(n, v) for n, v in zip(_MULTIPLIERS, values, strict=True)} for key, *values in triples}

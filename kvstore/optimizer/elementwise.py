@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -13,21 +12,12 @@ from kvstore.bfloat16 import bfloat16
 from pslite.dtypes import BFLOAT16, CODES, code_of
 from pslite.errors import DTypeError, ShapeError
 
-from .base import Key, Optimizer, State, Weight
+from .base import Key, Optimizer, Rates, State, Weight
 
-__all__ = ["Elementwise", "Rates", "zeros"]
+__all__ = ["Elementwise", "Rates", "storage", "zeros"]
 
 _REALS = ("float16", "bfloat16", "float32", "float64")
 _CODES = tuple(CODES[name] for name in _REALS)
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """What the hyper-parameters come to for one update of one key: with multipliers, schedule and begin_num_update."""
-
-    lr: float
-    wd: float
-    count: int
 
 
 def zeros(weight: Weight) -> Array:
@@ -54,12 +44,9 @@ class Elementwise(Optimizer):
 
     def update(self, key: Key, weight: Weight, grad: Weight, state: State, count: int) -> None:
         """Raises DTypeError unless weight is of a real dtype, ShapeError unless grad is of its shape."""
-        if weight.shape != grad.shape:
-            raise ShapeError(key=str(key), got=list(grad.shape), expected=list(weight.shape))
-        at = Rates(self._lr(key, count), self._wd(key), self.begin_num_update + count)
+        data, code, grads, grad_code = storage(key, weight, grad)
+        at = self._rates(key, count)
         rescale = float(self.rescale_grad)
-        data, code = _storage(key, weight)
-        grads, grad_code = _storage(key, grad)
         w, g = data.reshape(-1), grads.reshape(-1)
         slots = {name: (slot.reshape(-1), code_of(slot.dtype)) for name, slot in state.items()}
         scratch = np.empty((2, min(w.size, BLOCK)), np.float64 if code == CODES["float64"] else np.float32)
@@ -77,12 +64,6 @@ class Elementwise(Optimizer):
         if not data.flags.c_contiguous:  # then w was a copy
             data[...] = w.reshape(data.shape)
 
-    def _clip(self, g: Array) -> None:
-        """Limits each element of ``g``, in place."""
-        limit = self.clip_gradient
-        if limit is not None and limit > 0:
-            np.clip(g, -limit, limit, out=g)
-
     @staticmethod
     def _add_scaled(total: Array, scale: float, term: Array, tmp: Array) -> None:
         """``total += scale * term``, in place; ``tmp`` is scratch."""
@@ -91,8 +72,17 @@ class Elementwise(Optimizer):
             total += tmp
 
 
+def storage(key: Key, weight: Weight, grad: Weight) -> tuple[Array, int, Array, int]:
+    """The numpy arrays of a weight and its gradient, each with its code.
+
+    Raises DTypeError unless both are real, ShapeError unless they are of one shape.
+    """
+    if weight.shape != grad.shape:
+        raise ShapeError(key=str(key), got=list(grad.shape), expected=list(weight.shape))
+    return *_storage(key, weight), *_storage(key, grad)
+
+
 def _storage(key: Key, array: Weight) -> tuple[Array, int]:
-    """The numpy array and its code."""
     if isinstance(array, bfloat16):
         return array.bits, BFLOAT16
     code = code_of(array.dtype, key)

@@ -24,9 +24,10 @@ class Ftrl(Elementwise):
         n += d^2
         w = (sign(z) * lamda1 - z) / ((beta + sqrt(n)) / lr + wd)  if |z| > lamda1 else 0
 
-    lamda1 is the weight of the L1 term, wd that of the L2 term.
+    lamda1 is the weight of the L1 term, wd that of the L2 term. Where lr is 0, nothing changes.
     """
 
+    lazy_update = True
     default_learning_rate: ClassVar[float] = 0.1
 
     def __init__(
@@ -40,6 +41,8 @@ class Ftrl(Elementwise):
         return {"z": zeros(weight), "n": zeros(weight)}
 
     def step(self, w: Array, g: Array, tmp: Array, state: State, at: Rates) -> None:
+        if at.lr == 0:
+            return
         z, n = state["z"], state["n"]
         self._clip(g)
         z += g

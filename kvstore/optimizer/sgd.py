@@ -16,11 +16,28 @@ from .base import Key, State, Weight, register
 from .elementwise import Elementwise, Rates, zeros
 from .wire import number
 
-__all__ = ["NAG", "SGD"]
+__all__ = ["NAG", "SGD", "ccSGD"]
+
+
+class _Momentum(Elementwise):
+    """Keeps ``mom``, unless momentum is 0 when a key is first updated."""
+
+    def __init__(self, momentum: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.momentum = number("momentum", momentum)
+
+    def create_state(self, key: Key, weight: Weight) -> State:
+        return {"mom": zeros(weight)} if self.momentum else {}
+
+    def _descend(self, w: Array, g: Array, tmp: Array, at: Rates) -> None:
+        """One step without momentum."""
+        self._add_scaled(g, at.wd, w, tmp)
+        g *= at.lr
+        w -= g
 
 
 @register
-class SGD(Elementwise):
+class SGD(_Momentum):
     """Stochastic gradient descent with momentum. lr 0.01::
 
         d = clip(g) + wd * w
@@ -30,28 +47,30 @@ class SGD(Elementwise):
     With momentum 0 there is no state. (As MXNet 1.x; Polyak, 1964.)
     """
 
-    def __init__(self, momentum: float = 0.0, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.momentum = number("momentum", momentum)
-
-    def create_state(self, key: Key, weight: Weight) -> State:
-        return {"mom": zeros(weight)} if self.momentum else {}
+    def __init__(self, momentum: float = 0.0, lazy_update: bool = True, **kwargs: Any) -> None:
+        super().__init__(momentum, **kwargs)
+        self.lazy_update = bool(lazy_update)
 
     def step(self, w: Array, g: Array, tmp: Array, state: State, at: Rates) -> None:
         self._clip(g)
-        self._add_scaled(g, at.wd, w, tmp)
-        g *= at.lr
         if "mom" not in state:
-            w -= g
+            self._descend(w, g, tmp, at)
             return
         mom = state["mom"]
+        self._add_scaled(g, at.wd, w, tmp)
+        g *= at.lr
         mom *= self.momentum
         mom -= g
         w += mom
 
 
 @register
-class NAG(SGD):
+class ccSGD(SGD):
+    """SGD, by a name that MXNet keeps for old scripts."""
+
+
+@register
+class NAG(_Momentum):
     """Nesterov's accelerated gradient. lr 0.01::
 
         mom *= momentum
@@ -62,11 +81,11 @@ class NAG(SGD):
     """
 
     def step(self, w: Array, g: Array, tmp: Array, state: State, at: Rates) -> None:
+        self._clip(g)
         if "mom" not in state:
-            super().step(w, g, tmp, state, at)
+            self._descend(w, g, tmp, at)
             return
         mom = state["mom"]
-        self._clip(g)
         mom *= self.momentum
         np.multiply(w, at.wd, out=tmp)
         tmp += g

@@ -15,6 +15,7 @@ from pslite.errors import ConfigError
 
 __all__ = ["decode", "encode", "integer", "number", "parameters"]
 
+_PARAMETERS: dict[type, tuple[str, ...]] = {}  # what parameters() found; any thread may add the same again
 _KINDS = "give a number, a string, a bool, None, or a list or dict of these"
 
 
@@ -34,6 +35,12 @@ def integer(name: str, value: Any, least: int = 0) -> int:
 
 def parameters(cls: type) -> tuple[str, ...]:
     """The names of the arguments that ``cls(...)`` takes, followed through ``**kwargs`` to its bases."""
+    if cls not in _PARAMETERS:
+        _PARAMETERS[cls] = _inspected(cls)
+    return _PARAMETERS[cls]
+
+
+def _inspected(cls: type) -> tuple[str, ...]:
     names: dict[str, None] = {}
     for base in cls.__mro__:
         init = vars(base).get("__init__")
@@ -48,10 +55,10 @@ def parameters(cls: type) -> tuple[str, ...]:
 
 def encode(name: str, value: Any) -> Any:
     """``value`` for msgpack; a mapping becomes ``{"map": [[key, value], ...]}``, so that its keys may be integers."""
-    if isinstance(value, np.generic):
-        value = value.item()
     if _scalar(value):
         return value
+    if isinstance(value, np.generic):
+        return _plain(name, value)
     if isinstance(value, (list, tuple)):
         return [_plain(name, item) for item in value]
     if isinstance(value, Mapping):
