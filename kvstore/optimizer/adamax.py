@@ -56,7 +56,8 @@ class Nadam(Moments):
         bar = (1 - u(t)) * d / (1 - S(t)) + u(t+1) * mean / (1 - S(t+1))
         w -= lr * bar / (sqrt(var / (1 - beta2^t)) + epsilon)
 
-    t is the key's update count; the product begins after begin_num_update. (MXNet multiplies one S for all keys, so that it depends on how many there are.)
+    t is the key's update count; S leaves out those before begin_num_update. (MXNet multiplies one S for all keys, so
+    that it depends on how many there are.)
     """
 
     def __init__(

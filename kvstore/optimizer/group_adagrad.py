@@ -25,7 +25,7 @@ class GroupAdaGrad(LayerWise):
         history[row] += mean of d[row]^2
         w -= lr * d / sqrt(history + eps)
 
-    A row is ``w[i]``, in any number of dimensions. There is no weight decay: raises ConfigError for a wd above 0.
+    A row is ``w[i]``, in any number of dimensions. There is no weight decay: an update with wd is a ConfigError.
     """
 
     lazy_update = True
@@ -33,13 +33,13 @@ class GroupAdaGrad(LayerWise):
     def __init__(self, eps: float = 1e-5, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.eps = number("eps", eps)
-        _refuse(self.wd)
 
     def create_state(self, key: Key, weight: Weight) -> State:
         return {"history": per_row(weight)}
 
     def step(self, key: Key, w: Array, g: Array, state: State, at: Rates) -> None:
-        _refuse(at.wd)
+        if at.wd != 0:
+            raise ConfigError(name="wd", value=at.wd, allowed="GroupAdaGrad has no weight decay; set wd=0")
         history = state["history"]
         self._rescale_and_clip(g)
         rows, length = len(g), math.prod(g.shape[1:])
@@ -48,8 +48,3 @@ class GroupAdaGrad(LayerWise):
         g *= at.lr
         g /= np.sqrt(history + self.eps)
         w -= g
-
-
-def _refuse(wd: float) -> None:
-    if wd != 0:
-        raise ConfigError(name="wd", value=wd, allowed="GroupAdaGrad has no weight decay; set wd=0")

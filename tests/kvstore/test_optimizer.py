@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgpack
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import kvstore.optimizer.base as base
 from kvstore.optimizer import (
@@ -24,19 +21,21 @@ from kvstore.optimizer import (
     register,
     registered,
 )
+from kvstore.optimizer.wire import parameters
 from pslite.errors import ConfigError, DTypeError, ShapeError
 
-NAMES = ["adagrad", "adam", "ftrl", "nag", "rmsprop", "sgd", "test"]
+from .test_optimizer_wire import travelled
+
+NAMES = [
+    *("adabelief", "adadelta", "adagrad", "adam", "adamax", "adamw", "ccsgd", "dcasgd", "ftml", "ftrl", "groupadagrad"),
+    *("lamb", "lans", "lars", "lbsgd", "nadam", "nag", "rmsprop", "sgd", "sgld", "signum", "test"),
+]
 
 
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is gone after it."""
     monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
-
-
-def travelled(optimizer: Optimizer) -> Optimizer:
-    return Optimizer.from_wire(msgpack.unpackb(msgpack.packb(optimizer.to_wire())))
 
 
 def one_step(optimizer: Optimizer, key: int | str = 0) -> float:
@@ -61,7 +60,7 @@ def test_names_in_any_case() -> None:
 
 @pytest.mark.parametrize("name", ["sdg", "", None, 3])
 def test_an_unknown_name_is_an_error_that_lists_the_known(name: Any) -> None:
-    with pytest.raises(ConfigError, match="adagrad, adam, ftrl, nag, rmsprop, sgd, test"):
+    with pytest.raises(ConfigError, match=", ".join(NAMES)):
         create(name)
 
 
@@ -93,7 +92,9 @@ def test_other_arguments_of_the_wrong_kind(arguments: dict[str, Any]) -> None:
 
 
 def test_defaults() -> None:
-    assert [create(name).learning_rate for name in NAMES] == [0.01, 0.001, 0.1, 0.01, 0.001, 0.01, 0.01]
+    thousandth = ("adabelief", "adam", "adamw", "lamb", "lans", "nadam", "rmsprop")
+    expected = {**dict.fromkeys(NAMES, 0.01), **dict.fromkeys(thousandth, 0.001), "adamax": 0.002, "ftrl": 0.1}
+    assert {name: create(name).learning_rate for name in NAMES} == expected
     assert (NAG().momentum, Adam().epsilon, Ftrl().lamda1, RMSProp().gamma2) == (0, 1e-8, 0.01, 0.9)
 
 
@@ -144,100 +145,35 @@ def test_without_names_every_key_decays() -> None:
     assert [one_step(optimizer, key) for key in (0, "a_bias")] == [0.5, 0.5]
 
 
+class Parameter:
+    """As gluon's: of what it has, only the multipliers are of interest."""
+
+    def __init__(self, lr_mult: float, wd_mult: float) -> None:
+        self.lr_mult, self.wd_mult = lr_mult, wd_mult
+
+
+def test_multipliers_of_parameters_go_before_all_others() -> None:
+    given = {0: Parameter(0.5, 2), "b": {"lr_mult": 0.25}, 2: {"wd_mult": 0}}
+    optimizer = SGD(learning_rate=0.5, wd=0.5, param_dict=given, param_idx2name={0: "a_bias"})
+    optimizer.set_lr_mult({0: 9, "b": 9, 1: 0})
+    optimizer.set_wd_mult({0: 9, "b": 9})
+    assert [one_step(optimizer, key) for key in (0, "b", 2, 1)] == [0.5, 0.8125, 0.5, 1]
+    given[0].lr_mult = 0  # type: ignore[union-attr]
+    assert one_step(optimizer, 0) == 1
+
+
+@pytest.mark.parametrize("given", [[1], "w", 3])
+def test_parameters_are_a_dict(given: Any) -> None:
+    with pytest.raises(ConfigError, match="param_dict"):
+        SGD(param_dict=given)
+
+
 @pytest.mark.parametrize("multipliers", [None, [1], {"a": "2"}, {"a": None}])
 def test_multipliers_are_dicts_of_numbers(multipliers: Any) -> None:
     with pytest.raises(ConfigError, match="lr_mult"):
         SGD().set_lr_mult(multipliers)
     with pytest.raises(ConfigError, match="wd_mult"):
         SGD().set_wd_mult(multipliers)
-
-
-# -- travelling -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_optimizer_travels(name: str) -> None:
-    optimizer = create(
-        name,
-        learning_rate=0.3,
-        rescale_grad=0.5,
-        wd=0.1,
-        clip_gradient=0.6,
-        lr_scheduler=CosineScheduler(20, warmup_steps=2),
-        param_idx2name={0: "a_bias", 1: "b_weight"},
-        begin_num_update=4,
-    )
-    optimizer.set_lr_mult({1: 0.5, "a_bias": 2})
-    copy = travelled(optimizer)
-    assert type(copy) is type(optimizer) and copy.to_wire() == optimizer.to_wire()
-    for key in (0, 1, 2):
-        assert one_step(copy, key) == one_step(optimizer, key)
-
-
-def test_current_values_travel() -> None:
-    optimizer = SGD(momentum=0.9)
-    optimizer.lr, optimizer.momentum, optimizer.clip_gradient = 0.5, 0.0, 0.25
-    optimizer.set_wd_mult({"w": 2})
-    copy = travelled(optimizer)
-    assert isinstance(copy, SGD) and (copy.lr, copy.momentum, copy.clip_gradient) == (0.5, 0, 0.25)
-    assert copy.wd_mult == {"w": 2}
-
-
-def test_equal_optimizers_are_equal_on_the_wire() -> None:
-    one, other = SGD(learning_rate=1, momentum=0), SGD(learning_rate=1.0)
-    one.set_lr_mult({"a": 1, "b": 2})
-    other.set_lr_mult({"b": 2, "a": 1})
-    assert one.to_wire() == other.to_wire() != NAG(learning_rate=1).to_wire()
-    other.lr = 2
-    assert one.to_wire() != other.to_wire()
-
-
-@given(
-    st.dictionaries(st.integers(-5, 5) | st.text(max_size=3), st.floats(0, 10), max_size=5),
-    st.floats(allow_nan=False, allow_infinity=False),
-    st.none() | st.floats(allow_nan=False),
-)
-def test_any_numbers_travel(multipliers: dict[int | str, float], wd: float, clip_gradient: float | None) -> None:
-    optimizer = Adam(wd=wd, clip_gradient=clip_gradient)
-    optimizer.set_lr_mult(multipliers)
-    copy = travelled(optimizer)
-    assert copy.lr_mult == multipliers and (copy.wd, copy.clip_gradient) == (wd, clip_gradient)
-
-
-def changed(**values: Any) -> list[Any]:
-    return ["sgd", {**SGD().to_wire()[1], **values}]
-
-
-@pytest.mark.parametrize(
-    "wire",
-    [
-        None,
-        "sgd",
-        ["sgd"],
-        ["sgd", []],
-        ["sgd", {}],
-        ["sgd", {"momentum": 0.0}],
-        ["__import__('os')", {}],
-        ["kvstore.optimizer.SGD", SGD().to_wire()[1]],
-        [["sgd"], SGD().to_wire()[1]],
-        changed(unknown=1),
-        changed(momentum="0.9"),
-        changed(momentum={"map": []}),
-        changed(learning_rate=[0.1]),
-        changed(lr_mult=[["w", 1]]),
-        changed(lr_mult={"map": [["w", "2"]]}),
-        changed(lr_mult={"map": [["w"]]}),
-        changed(lr_mult={"map": [["w", [1]]]}),
-        changed(lr_mult={"w": 1}),
-        changed(param_idx2name={"map": [[0, 1]]}),
-        changed(lr_scheduler="FactorScheduler"),
-        changed(lr_scheduler=["os.system", {"command": "true"}]),
-        changed(lr_scheduler=["LRScheduler", {}]),
-    ],
-)
-def test_anything_else_on_the_wire_is_an_error(wire: Any) -> None:
-    with pytest.raises(ConfigError):
-        Optimizer.from_wire(wire)
 
 
 # -- optimizers of users ----------------------------------------------------------------------------------------------
@@ -322,6 +258,38 @@ def test_registering_a_name_again_warns_and_overrides() -> None:
 def test_only_optimizers_can_be_registered() -> None:
     with pytest.raises(ConfigError, match="subclass of Optimizer"):
         register(dict)  # type: ignore[type-var]
+
+
+# -- what stores ask ---------------------------------------------------------------------------------------------------
+
+
+def test_which_update_only_the_rows_of_a_sparse_gradient() -> None:
+    lazy = ("adagrad", "adam", "ccsgd", "ftrl", "groupadagrad", "lars", "sgd")
+    assert {name: create(name).lazy_update for name in NAMES} == {name: name in lazy for name in NAMES}
+    for name in ("adam", "lars", "sgd"):
+        assert not create(name, lazy_update=False).lazy_update
+    with pytest.raises(ConfigError, match=r"lazy_update.*NAG takes momentum, learning_rate"):
+        create("nag", lazy_update=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_slots_of_lazy_optimizers_have_the_weights_rows(name: str) -> None:
+    arguments = {"momentum": 0.9} if "momentum" in parameters(type(create(name))) else {}
+    optimizer = create(name, **arguments)
+    for slot in optimizer.create_state("w", np.ones((5, 2, 3))).values():
+        assert slot.shape == (5, 2, 3) or (optimizer.lazy_update and slot.shape == (5, 1, 1))
+
+
+def test_which_keys_may_be_split() -> None:
+    whole = {"groupadagrad", "lamb", "lans", "lars", "lbsgd", "sgld"}
+    assert {name for name in NAMES if not create(name).elementwise} == whole
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_slots_of_workers_are_slots(name: str) -> None:
+    optimizer = create(name)
+    assert set(optimizer.worker_slots) <= set(optimizer.create_state("w", np.ones(2)))
+    assert bool(optimizer.worker_slots) == (name == "dcasgd")
 
 
 # -- updating ---------------------------------------------------------------------------------------------------------
