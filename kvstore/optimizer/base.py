@@ -182,6 +182,7 @@ class Optimizer(ABC):
     def adopt(self, wire: Any) -> None:
         """Takes the hyper-parameters of an optimizer of the same class from its ``to_wire()``, in place.
 
+        Other attributes become what the constructor makes of them.
         Raises ConfigError for another class, and as ``from_wire`` does; then nothing has changed.
         """
         other = Optimizer.from_wire(wire)

@@ -271,6 +271,22 @@ def test_momentum_is_corrected_for_every_key_when_the_rate_changes() -> None:
     assert {float(x) for weight in weights.values() for x in weight.flat} == {w}
 
 
+def test_each_row_of_sparse_gradients_has_its_own_last_rate() -> None:
+    optimizer = create("lars", learning_rate=0.5, momentum=0.5, param_idx2name={0: "a_bias"})
+    weight = np.ones((2, 3))
+    state = optimizer.create_state(0, weight)
+    for count, (rows, lr) in enumerate([([0, 1], 0.5), ([0], 0.25), ([0, 1], 0.125)], 1):
+        optimizer.set_learning_rate(lr)
+        part, slots = weight[rows], {name: slot[rows] for name, slot in state.items()}
+        optimizer.update(0, part, np.ones_like(part), slots, count)
+        weight[rows] = part
+        for name, slot in slots.items():
+            state[name][rows] = slot
+    first = 1 - 0.5 - (0.25 * 0.5 + 0.25) - (0.25 * (0.25 * 0.5 + 0.25) + 0.125)
+    second = 1 - 0.5 - (0.125 * 0.5 + 0.125)
+    assert weight.tolist() == [[first] * 3, [second] * 3]
+
+
 # -- LBSGD ------------------------------------------------------------------------------------------------------------
 
 
