@@ -20,7 +20,7 @@ __all__ = ["NAG", "SGD", "ccSGD"]
 
 
 class _Momentum(Elementwise):
-    """Keeps ``mom``, unless momentum is 0 when a key is first updated."""
+    """Keeps ``mom``, unless momentum is 0."""
 
     def __init__(self, momentum: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
