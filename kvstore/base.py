@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import os
 from types import TracebackType
 from typing import Any
 
@@ -107,6 +108,44 @@ class KVStore(KVStoreBase, abc.ABC):
         if not isinstance(capability, str) or capability.lower() != "optimizer":
             raise ConfigError(name="capability", value=f"{capability!r:.80}", allowed="known is 'optimizer'")
         return True
+
+    # -- on disk ------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything that training needs to go on into one file: values, versions, the optimizer with its states,
+        and what compression has held back of each worker's gradients.
+
+        On dist types every worker must call it; rank 0 writes, after the pushes that any worker made before. The file
+        may be loaded by a job with another number of servers. Raises CheckpointError on every worker.
+        """
+        self._save(path, values=True, optimizer=True)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Go on from what ``save`` wrote. Keys that this store does not have are created. An optimizer of the same
+        class takes over the saved hyper-parameters; without one the saved one is set.
+
+        On dist types every worker must call it; rank 0 reads. Raises CheckpointError if the file is damaged or does not
+        fit the store's keys, ConfigError if it is of another optimizer.
+        """
+        self._load(path, values=True)
+
+    def save_optimizer_states(self, fname: str | os.PathLike[str], dump_optimizer: bool = False) -> None:
+        """Write the optimizer's states and update counts, and its hyper-parameters too if ``dump_optimizer``.
+
+        On dist types every worker must call it; rank 0 writes. Raises ConfigError if no optimizer is set.
+        """
+        self._save(fname, values=False, optimizer=dump_optimizer)
+
+    def load_optimizer_states(self, fname: str | os.PathLike[str]) -> None:
+        """Go on with the states that ``save_optimizer_states`` (or ``save``) wrote; the optimizer must be set before,
+        unless it was dumped. On dist types every worker must call it; rank 0 reads."""
+        self._load(fname, values=False)
+
+    @abc.abstractmethod
+    def _save(self, path: str | os.PathLike[str], values: bool, optimizer: bool) -> None: ...
+
+    @abc.abstractmethod
+    def _load(self, path: str | os.PathLike[str], values: bool) -> None: ...
 
     # -- the job ------------------------------------------------------------------------------------------------------
 

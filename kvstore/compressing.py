@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pslite.dtypes import CODES, NAMES
-from pslite.errors import ConfigError, DTypeError, StorageError
+from pslite.errors import ConfigError, DTypeError, ShapeError, StorageError
 
 from .arrays import Array
 from .compression import Codec, Feedback, create
@@ -54,6 +54,13 @@ class Compression:
         stream = self.feedback.pop((key, device), None) if self.feedback else None
         if stream is not None:
             grad += stream.residual
+
+    def hold(self, spec: Spec, device: int, residual: Array) -> None:
+        """Start with what was held back before a checkpoint."""
+        if residual.shape != spec.shape:
+            raise ShapeError(key=spec.key, got=list(residual.shape), expected=list(spec.shape))
+        self.feedback[spec.key, device] = stream = Feedback(spec.shape)
+        stream.residual[...] = residual
 
     def through(self, spec: Spec, device: int, grad: Array, number: int) -> tuple[Array, int]:
         """What arrives of a gradient if it is compressed, and in how many bytes."""

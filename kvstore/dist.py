@@ -2,68 +2,65 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-import threading
+import os
 from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from pslite import SERVER_GROUP, WORKER_GROUP, Flag, KVWorker, Postoffice, SimpleApp
-from pslite.dtypes import NAMES
-from pslite.errors import ClosedError, ConfigError, DTypeError, DuplicateKeyError, PSError, ShapeError, StorageError
+import numpy as np
 
-from .base import KVStore
-from .commands import CONTROL_APP, DATA, DATA_APP, INIT, USER_APP
+from pslite import SERVER_GROUP, WORKER_GROUP, Flag, Postoffice
+from pslite.dtypes import NAMES, storage
+from pslite.errors import (
+    ConfigError,
+    DTypeError,
+    DuplicateKeyError,
+    ShapeError,
+    StorageError,
+)
+
+from .checkpoint.files import Residual, Settings, opened, save
+from .checkpoint.unit import VALUE
+from .commands import DATA, INIT
 from .compressing import Compression, check_whole, setting
 from .compression import Codec
 from .contents import check_outs, checked, read_content, rows_wanted, summed
 from .handle import Handle
 from .keys import Group, Key, group
 from .local import checked_optimizer
+from .member import Member
 from .optimizer.base import Optimizer
 from .records import Planner, Record
 from .requests import Item, coded, pairs_of, pull_into, pushed, rows_into, rows_of, wanted
 from .rows import Content, Rows
-from .rules import OptimizerRule, Rule, Updater, name_of_updater, to_wire, updater_named
+from .rules import ASSIGN, OptimizerRule, Rule, Updater, checked_states, name_of_updater, resumed, updater_named
 from .sparse import RowSparseArray
 from .spec import Spec
+from .transfer import pull_units, push_unit, residuals_of, stash, unstash
 
 log = logging.getLogger("kvstore")
 
 KEYS_PER_MESSAGE = 8192  # a header describes every array: it has a limit
 MAX_AHEAD = 3  # unfinished pushes per key: the round that is open and two more; a fourth push waits
-SETTLE_WITHIN = 5.0  # seconds that a process may take to hand over its pushes when it ends without close()
 _CALLS = {Flag.PUSH: "push", Flag.PULL: "pull", Flag.PUSH | Flag.PULL: "pushpull"}
 _T = TypeVar("_T")
 
 
-class DistStore(KVStore):
-    """One worker's store. Its Postoffice has joined the job; ``close()`` leaves it."""
+class DistStore(Member):
+    """One worker's store: the keys, and how they are pushed and pulled."""
 
     def __init__(self, name: str, office: Postoffice) -> None:
-        super().__init__(name)
-        self._office = office
-        self._worker = KVWorker(DATA_APP, 0, office)
-        self._control = SimpleApp(CONTROL_APP, 0, office)
-        self._user = SimpleApp(USER_APP, 0, office)
-        self._lock = threading.Lock()  # the order of calls; guards all below
+        super().__init__(name, office)
         self._records: dict[Key, Record] = {}
         self._planner = Planner(office.server_key_ranges(), office.config.bigarray_bound)
-        self._in_flight: deque[Handle] = deque()  # pushes and pushpulls whose end the user has not seen
         self._ahead: dict[Key, deque[Handle]] = {}  # pushes that are not applied yet
         self._compression = Compression()
         self._rule: Rule | None = None  # as set by this worker
         self._told: Any = None  # the optimizer's hyper-parameters, as the servers know them from this worker
         self._changes = 0  # of hyper-parameters, told so far
-        self._failures_seen = 0  # of the customer's count: how many have been raised or looked for
         self._reserved: set[Key] = set()  # keys whose init is going on
-        self._closing = False  # close() was called: a second call does nothing
-        self._closed = False
-        try:
-            self._agree("type", "async" if "async" in name else "sync")
-        except BaseException as error:
-            self._fail(error)
-            raise
 
     # -- init ---------------------------------------------------------------------------------------------------------
 
@@ -171,17 +168,6 @@ class DistStore(KVStore):
                 self._ahead.setdefault(g.key, deque()).append(handle)
         return handle
 
-    def _check_closing(self) -> None:
-        """No push may come after the last that ``close()`` waits for; the lock is held."""
-        if self._closing:
-            raise ClosedError(what="the store")
-
-    def _waited(self, handle: Handle) -> Any:
-        """The result of a call, unless one of this worker's earlier pushes failed: then it does not include that."""
-        result = handle.wait()
-        self._raise_failed()
-        return result
-
     def _merged(self, groups: list[Group]) -> list[Item]:
         """The sum over the devices of each key, cut into pieces. Fresh arrays: the caller's may change at once."""
         items: list[Item] = []
@@ -250,38 +236,20 @@ class DistStore(KVStore):
                     oldest = ahead[0]
                 oldest.wait()
 
-    def _raise_failed(self) -> None:
-        """Raise what made an earlier push fail, once."""
-        if self._closed:
-            raise ClosedError(what="the store")
-        self._office.check()
-        with self._lock:
-            while self._in_flight and (self._in_flight[0].reported or self._in_flight[0].done()):
-                self._see(self._in_flight.popleft())
-            if self._worker.customer.failures > self._failures_seen:  # behind a push that is not done
-                self._failures_seen = self._worker.customer.failures
-                ended = [handle for handle in self._in_flight if handle.done()]
-                for handle in ended:
-                    self._in_flight.remove(handle)
-                    self._see(handle)
-
-    def _see(self, handle: Handle) -> None:
-        if not handle.reported:
-            handle.wait()
-
     # -- how pushes change values -------------------------------------------------------------------------------------
 
     def set_optimizer(self, optimizer: Optimizer) -> None:
-        wire = to_wire(checked_optimizer(optimizer))
-        self._set_rule(OptimizerRule(optimizer), wire)
+        rule = OptimizerRule(checked_optimizer(optimizer))
+        wire = rule.to_wire()
+        self._set_rule(rule, wire)
         with self._lock:
             self._told = wire[1]
             if self._changes:  # the servers may know others, of the same optimizer, from this worker
                 self._tell(wire[1])
 
     def set_updater(self, updater: Updater | str) -> None:
-        name = name_of_updater(updater)
-        self._set_rule(updater_named(name), to_wire(name))
+        rule = updater_named(name_of_updater(updater))
+        self._set_rule(rule, rule.to_wire())
 
     def _set_rule(self, rule: Rule, wire: Any) -> None:
         self._raise_failed()
@@ -328,19 +296,91 @@ class DistStore(KVStore):
             Handle(lambda *timeout: control.wait(timestamp, *timeout), lambda: control.customer.done(timestamp))
         )
 
-    def _agree(self, what: str, value: Any) -> None:
-        """A collective call: every server compares what the workers say with what rank 0 says."""
-        self._control.wait(self._control.request(0, [what, value], SERVER_GROUP))
+    # -- on disk ------------------------------------------------------------------------------------------------------
+
+    def _save(self, path: str | os.PathLike[str], values: bool, optimizer: bool) -> None:
+        self._raise_failed()
+        if not values:
+            checked_states(self._rule)
+        self._flush()
+        if self.rank != 0 and values:
+            stash(self._worker, self._records.values(), self.rank, self._held())
+        self._office.barrier(WORKER_GROUP, timeout=self._office.config.timeout)
+        self._decided("save", lambda: self._write(path, values, optimizer))
+        self._done_with_stash(values)
+
+    def _write(self, path: str | os.PathLike[str], values: bool, optimizer: bool) -> None:
+        """Rank 0 writes what all servers and workers have."""
+        records = self._records.values()
+        rule = ASSIGN if self._rule is None else self._rule.to_wire()
+        others = (held for r in range(1, self.num_workers) for held in unstash(self._worker, records, r))
+        save(
+            path,
+            Settings(self.type, self.num_workers, rule if optimizer else None),
+            pull_units(self._worker, records, values),
+            itertools.chain(self._held(), others) if values else (),
+        )
+
+    def _held(self) -> list[Residual]:
+        return residuals_of(self._compression, self._records, self.rank)
+
+    def _load(self, path: str | os.PathLike[str], values: bool) -> None:
+        self._raise_failed()
+        self._flush()
+        self._office.barrier(WORKER_GROUP, timeout=self._office.config.timeout)
+        created, rule = self._decided("load", lambda: self._read(path, values))
+        if self.rank != 0:
+            self._resume(rule)
+            self._add([Record.from_wire(k, self._office.lookup([repr(k)])[repr(k)]) for k in created])
+        if values:
+            self._compression.feedback.clear()
+            for held in unstash(self._worker, self._records.values(), self.rank):
+                self._compression.hold(self._records[held.key].spec, 0, held.array)
+                self._records[held.key].pushes = held.pushes
+        self._done_with_stash(values)
+
+    def _read(self, path: str | os.PathLike[str], values: bool) -> list[Any]:
+        """Rank 0 gives the servers what was saved; returns the keys that are new, and the rule."""
+        with opened(path) as checkpoint:
+            checkpoint.check([record.spec for record in self._records.values()], values)
+            self._resume(checkpoint.settings.rule)
+            created = [key for key in checkpoint.specs if key not in self._records]
+            for key, spec in checkpoint.specs.items():
+                unit = checkpoint.unit(key, values)
+                if key in created:
+                    nothing = Rows(np.empty(0, np.int64), np.empty((0, *spec.shape[1:]), storage(spec.code)))
+                    self._add(self._create({key: (spec, nothing if spec.sparse else unit.arrays[VALUE])}))
+                push_unit(self._worker, self._records[key], unit)
+            for held in checkpoint.residuals() if values else ():
+                if held.stream < self.num_workers:
+                    stash(self._worker, self._records.values(), held.stream, [held])
+        return [created, checkpoint.settings.rule]
+
+    def _add(self, records: list[Record]) -> None:
+        with self._lock:
+            for record in records:
+                self._check_type(record.key)
+                self._key_type = type(record.key)
+                self._records[record.key] = record
+
+    def _resume(self, wire: Any) -> None:
+        """Go on with the rule that was saved."""
+        rule = resumed(self._rule, wire)
+        if rule is None or rule is self._rule:
+            self._tell_changes()
+        elif isinstance(rule, OptimizerRule):
+            self.set_optimizer(rule.optimizer)
+        else:
+            self._set_rule(rule, rule.to_wire())
+
+    def _done_with_stash(self, used: bool) -> None:
+        """When everybody has what it needs, rank 0 lets the servers forget the residuals."""
+        if used:
+            self._office.barrier(WORKER_GROUP, timeout=self._office.config.timeout)
+            if self.rank == 0:
+                self._control.wait(self._control.request(0, ["clear stash", None], SERVER_GROUP))
 
     # -- the job ------------------------------------------------------------------------------------------------------
-
-    @property
-    def rank(self) -> int:
-        return self._office.rank
-
-    @property
-    def num_workers(self) -> int:
-        return self._office.num_workers
 
     def version(self, key: Key) -> int:
         return self._records[self._keys(key, self._records)[0]].version
@@ -348,66 +388,6 @@ class DistStore(KVStore):
     def stats(self) -> dict[str, Any]:
         with self._lock:
             return {"keys": {k: record.traffic.to_dict() for k, record in self._records.items()}}
-
-    def barrier(self, timeout: float | None = None) -> None:
-        self._raise_failed()
-        self._office.barrier(WORKER_GROUP, timeout=self._office.config.timeout if timeout is None else timeout)
-
-    def send_command_to_servers(self, head: int, body: Any) -> None:
-        self._raise_failed()
-        self._user.wait(self._user.request(head, body, SERVER_GROUP))
-
-    def close(self, join: bool = False) -> None:
-        if self._closed:
-            return
-        self._office.check()
-        with self._lock:
-            if self._closing:
-                return
-            self._closing = True
-        try:
-            self._flush()
-            self._closed = True
-            self._office.leave("left" if join else "finished", wait=True, timeout=self._office.config.timeout)
-        except BaseException as error:
-            self._fail(error)
-            raise
-        self._office.close()
-
-    def _flush(self) -> None:
-        """Wait for all pushes; raises the first error that the user has not seen."""
-        while True:
-            with self._lock:
-                if not self._in_flight:
-                    return
-                handle = self._in_flight.popleft()
-            if not handle.reported:
-                handle.wait()
-
-    def _leave_without_waiting(self) -> None:
-        """The end of a process that did not call ``close()``: the servers get its pushes, nobody is waited for."""
-        if self._closed:
-            return
-        try:
-            self._worker.customer.settle(SETTLE_WITHIN)
-            self._raise_failed()
-            self._closed = True
-            self._office.leave("finished")
-            self._office.close()
-        except PSError as error:
-            log.error("%s", error)
-            self._fail(error)
-
-    def _fail(self, error: BaseException) -> None:
-        if self._office.forked:
-            return  # the parent's store is none of this process's business
-        self._closed = True
-        try:
-            self._office.leave("failed", f"{type(error).__name__}: {error}"[:1000], timeout=2.0)
-        except PSError:  # the job is gone, or it knows already: there is nobody left to tell
-            pass
-        finally:
-            self._office.close(linger=0)  # pushes on their way to a stopped server would hold this process up
 
 
 def _compare(mine: Spec, theirs: Spec) -> None:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 
-from pslite.dtypes import BFLOAT16
+import numpy as np
+
+from pslite.dtypes import BFLOAT16, storage
 from pslite.errors import ClosedError, ConfigError, DuplicateKeyError
 
 from .arrays import Array
 from .base import KVStore, results
 from .bfloat16 import bfloat16
+from .checkpoint.files import Residual, Settings, opened, save
 from .compressing import Compression, Traffic, setting
 from .contents import check_outs, checked, fill, read_content, rows_wanted, summed
 from .handle import Handle
 from .keys import Group, Key, group
 from .optimizer.base import Optimizer
 from .rows import Content, Rows
-from .rules import OptimizerRule, Rule, Updater, UpdaterRule, updater_named
+from .rules import ASSIGN, OptimizerRule, Rule, Updater, UpdaterRule, checked_states, resumed, updater_named
 from .spec import Spec
 from .value import Value
 
@@ -46,10 +50,14 @@ class LocalStore(KVStore):
                 if g.key in self._values or others:
                     raise DuplicateKeyError(key=g.key)
                 created[g.key] = Value.create(*first)
-            for k, new in created.items():
-                self._key_type = type(k)
-                self._order[k] = k if isinstance(k, int) else len(self._values)
-                self._values[k], self._specs[k], self._traffic[k] = new, new.spec, Traffic()
+            self._create(created)
+
+    def _create(self, created: dict[Key, Value]) -> None:
+        for k, new in created.items():
+            self._check_type(k)
+            self._key_type = type(k)
+            self._order[k] = k if isinstance(k, int) else len(self._values)
+            self._values[k], self._specs[k], self._traffic[k] = new, new.spec, Traffic()
 
     # -- push and pull ------------------------------------------------------------------------------------------------
 
@@ -60,6 +68,8 @@ class LocalStore(KVStore):
         return Handle()
 
     def _push(self, groups: list[Group]) -> None:
+        if isinstance(self._rule, OptimizerRule):
+            self._rule = self._rule.refreshed()
         apart = self._compression.codec is not None
         pushed = [(g.key, checked(g, self._specs[g.key], apart)) for g in groups]
         if self._compression.codec is not None:
@@ -160,6 +170,38 @@ class LocalStore(KVStore):
             raise ConfigError(name="direction", value="both", allowed="a 'device' store compresses pushes only")
         with self._lock:
             self._compression.codec = new.codec
+
+    # -- on disk ------------------------------------------------------------------------------------------------------
+
+    def _save(self, path: str | os.PathLike[str], values: bool, optimizer: bool) -> None:
+        with self._lock:
+            self._check_open()
+            if not values:
+                checked_states(self._rule)
+            rule = (ASSIGN if self._rule is None else self._rule.to_wire()) if optimizer else None
+            units = ((value.spec, value.unit(values)) for value in self._values.values())
+            held = [
+                Residual(key, device, self._values[key].version, feedback.residual)
+                for (key, device), feedback in self._compression.feedback.items()
+            ]
+            save(path, Settings(self.type, 1, rule), units, held if values else ())
+
+    def _load(self, path: str | os.PathLike[str], values: bool) -> None:
+        with self._lock, opened(path) as checkpoint:
+            self._check_open()
+            checkpoint.check(self._specs.values(), values)
+            self._rule = resumed(self._rule, checkpoint.settings.rule)
+            if isinstance(self._rule, OptimizerRule):
+                self._rule = self._rule.refreshed()
+            for key, spec in checkpoint.specs.items():
+                unit = checkpoint.unit(key, values)
+                if key not in self._values:
+                    self._create({key: Value(spec, np.zeros(spec.shape, storage(spec.code)))})
+                self._values[key].restore(unit, self._rule)
+            if values:
+                self._compression.feedback.clear()
+                for held in checkpoint.residuals():
+                    self._compression.hold(self._specs[held.key], held.stream, held.array)
 
     # -- the job ------------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ Updater = Callable[[Key, Any, Any], None]
 _LOW_PRECISION = (CODES["float16"], BFLOAT16)
 _RATES = (  # hyper-parameters that no slot depends on
     "learning_rate", "lr_scheduler", "lr_mult", "wd", "wd_mult", "rescale_grad", "clip_gradient", "begin_num_update",
+    "param_dict", "param_idx2name", "lazy_update",
 )  # fmt: skip
 
 _UPDATERS: dict[str, Updater] = {}  # by registered name; grows when updater() decorates a function
@@ -75,6 +76,9 @@ class Rule(Protocol):
     splits: bool  # whether a piece of an array may be updated without the rest
     trusted: bool
 
+    def to_wire(self) -> list[Any]:
+        """``["optimizer", wire]`` or ``["updater", name]``: what travels to the servers, and into checkpoints."""
+
     def create_state(self, spec: Spec, value: Array) -> State: ...
 
     def apply(self, change: Change) -> None: ...
@@ -105,6 +109,14 @@ class OptimizerRule:
         self.splits = optimizer.elementwise
         self.trusted = type(optimizer).__module__.startswith("kvstore.")
         self._series = object() if series is None else series  # the same for all changes of one optimizer
+        self._wire = _wire_of(optimizer)  # its hyper-parameters as they were when this rule was made
+
+    def refreshed(self) -> OptimizerRule:
+        """This rule, or the one that follows it if the optimizer was changed."""
+        return self if _wire_of(self.optimizer) == self._wire else OptimizerRule(self.optimizer, self._series)
+
+    def to_wire(self) -> list[Any]:
+        return ["optimizer", self.optimizer.to_wire()]
 
     def changed(self, wire: Any) -> OptimizerRule:
         """This rule with other hyper-parameters; raises ConfigError if they are of another optimizer."""
@@ -139,7 +151,7 @@ class OptimizerRule:
         return mine
 
     def by_rows(self, sparse: bool) -> bool:
-        return self.optimizer.lazy_update
+        return self.optimizer.lazy_update and not self.optimizer.worker_slots
 
     def widens(self, code: int) -> bool:
         return self.optimizer.multi_precision and code in _LOW_PRECISION
@@ -149,7 +161,9 @@ class OptimizerRule:
 
     def has_slots_of(self, other: Rule) -> bool:
         assert isinstance(other, OptimizerRule)
-        mine, theirs = self.optimizer.to_wire()[1], other.optimizer.to_wire()[1]
+        if self._wire is None or other._wire is None:
+            return False
+        mine, theirs = self._wire[1], other._wire[1]
         return all(mine[name] == theirs[name] for name in mine if name not in _RATES)
 
 
@@ -161,7 +175,11 @@ class UpdaterRule:
 
     def __init__(self, fn: Updater, name: str) -> None:
         self._fn = fn
+        self._name = name
         self.what = f"the updater {name!r}"
+
+    def to_wire(self) -> list[Any]:
+        return ["updater", self._name]
 
     def create_state(self, spec: Spec, value: Array) -> State:
         return {}
@@ -199,6 +217,14 @@ class UpdaterRule:
         return True
 
 
+def _wire_of(optimizer: Optimizer) -> list[Any] | None:
+    """The optimizer as it would travel; None for one that cannot, which a local store may still use."""
+    try:
+        return optimizer.to_wire()
+    except ConfigError:
+        return None
+
+
 def _typed(data: Array, code: int) -> Array | bfloat16:
     return bfloat16(data) if code == BFLOAT16 else data
 
@@ -209,21 +235,40 @@ def updater_named(name: str) -> UpdaterRule:
     return UpdaterRule(_UPDATERS[name], name)
 
 
-def to_wire(rule: Optimizer | Updater | str | None) -> list[Any]:
-    """``["optimizer", wire]``, ``["updater", name]`` or ``["assign"]``: what travels to the servers."""
-    if rule is None:
-        return ["assign"]
-    if isinstance(rule, Optimizer):
-        return ["optimizer", rule.to_wire()]
-    return ["updater", name_of_updater(rule)]
+ASSIGN = ["assign"]  # the wire of no rule: what is pushed replaces what is stored
 
 
 def from_wire(wire: Any) -> Rule | None:
     """The rule that ``to_wire`` described, of registered names only; raises ConfigError."""
-    if wire == ["assign"]:
+    if wire == ASSIGN:
         return None
     if isinstance(wire, list) and len(wire) == 2 and wire[0] == "optimizer":
         return OptimizerRule(Optimizer.from_wire(wire[1]))
     if isinstance(wire, list) and len(wire) == 2 and wire[0] == "updater":
         return updater_named(str(wire[1]))
     raise ConfigError(name="rule", value=f"{wire!r:.100}", allowed="an optimizer, an updater or assign")
+
+
+def checked_states(rule: Rule | None) -> None:
+    """Raise unless the rule has states to save."""
+    if not isinstance(rule, OptimizerRule):
+        got = "no updater" if rule is None else rule.what
+        raise ConfigError(name="rule", value=got, allowed="only an optimizer has states: call set_optimizer first")
+
+
+def resumed(mine: Rule | None, wire: Any) -> Rule | None:
+    """The rule to go on with after a checkpoint's was loaded; ``wire`` is None if the checkpoint has none.
+
+    An optimizer of the same class takes over the saved hyper-parameters, in the user's object. Raises ConfigError.
+    """
+    if wire is None or wire == ASSIGN:
+        return mine
+    if mine is None:
+        return from_wire(wire)
+    if isinstance(mine, OptimizerRule) and wire[0] == "optimizer":
+        mine.optimizer.adopt(wire[1])
+        return mine
+    if mine.to_wire() != wire:
+        saved = wire[1] if isinstance(wire[1], str) else wire[1][0]
+        raise ConfigError(name="rule", value=mine.what, allowed=f"the checkpoint was made with the {wire[0]} {saved!r}")
+    return mine

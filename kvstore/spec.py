@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from pslite.dtypes import NAMES
+from pslite.dtypes import NAMES, storage
 from pslite.errors import DTypeError, ShapeError, StorageError
 
 from .keys import Key
@@ -19,6 +20,11 @@ class Spec:
     shape: tuple[int, ...]
     code: int
     sparse: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """Of the whole array."""
+        return math.prod(self.shape) * storage(self.code).itemsize
 
     def check(self, content: Content, code: int) -> None:
         """Raise unless this may be pushed: a whole array to a dense key, rows to any.

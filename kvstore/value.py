@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pslite.dtypes import CODES, storage
+from pslite.errors import CheckpointError
 
 from .arrays import Array, accumulate, widen
+from .checkpoint.unit import SENT, SLOT, VALUE, Unit
 from .compression import Codec, Feedback
 from .optimizer.base import State
-from .rows import Content, Ids, Rows, as_dense, merge, scatter
+from .rows import Content, Ids, Rows, as_dense, dense, merge, scatter
 from .rules import Change, Rule
 from .spec import Spec
 
@@ -69,6 +71,51 @@ class Value:
             [arrays] = self.sent.encode(codec, self.data, None, salt)
             self.code = self.version, codec, arrays
         return self.code[2]
+
+    # -- on disk ------------------------------------------------------------------------------------------------------
+
+    def unit(self, with_value: bool) -> Unit:
+        """Everything to be saved of this key, or its optimizer's part; views of the arrays, copies of rows."""
+        arrays = {SLOT + name: slot for name, slot in self.state.items()}
+        if with_value:
+            arrays[VALUE] = self.data
+            if self.sent is not None:
+                arrays[SENT] = self.sent.residual
+        unit = Unit(arrays, version=self.version, count=self.count)
+        if self.spec.sparse and all(array.shape[:1] == self.spec.shape[:1] for array in arrays.values()):
+            filled = [(array.reshape(len(array), -1) != 0).any(axis=1) for array in arrays.values()]
+            unit.ids = np.flatnonzero(np.logical_or.reduce(filled)) if filled else np.empty(0, np.int64)
+            unit.arrays = {name: array[unit.ids] for name, array in arrays.items()}
+        return unit
+
+    def restore(self, unit: Unit, rule: Rule | None) -> None:
+        """Become what was saved; ``rule`` is whose slots they are. Raises CheckpointError, and changes nothing."""
+        arrays = {name: _whole(array, unit.ids, self.spec.shape) for name, array in unit.arrays.items()}
+        state = {name.removeprefix(SLOT): array for name, array in arrays.items() if name.startswith(SLOT)}
+        data = arrays.get(VALUE)
+        if data is not None and (data.shape != self.spec.shape or data.dtype != storage(self.spec.code)):
+            reason = f"{data.dtype} {data.shape} was saved, the key is of shape {self.spec.shape}"
+            raise CheckpointError(path=f"the value of key {self.spec.key!r}", reason=reason)
+        if unit.count or state:
+            self._check_state(state, rule)
+            self.state, self.count, self.rule = state, unit.count, rule
+        if data is not None:
+            self.data, self.version = data, unit.version
+            self.spare = self.code = self.sent = self.filled = None
+            if SENT in arrays:
+                self.sent = Feedback(self.spec.shape)
+                self.sent.residual[...] = arrays[SENT]
+
+    def _check_state(self, state: State, rule: Rule | None) -> None:
+        where = f"the states of key {self.spec.key!r}"
+        if rule is None:
+            raise CheckpointError(path=where, reason="no optimizer or updater is set: call kv.set_optimizer first")
+        expected = rule.create_state(self.spec, self.data)
+        for name, slot in expected.items():
+            if name not in state or state[name].shape != slot.shape or state[name].dtype != slot.dtype:
+                found = "missing" if name not in state else f"{state[name].dtype} {state[name].shape}"
+                reason = f"slot {name!r} is {found}; {rule.what} has {slot.dtype} {slot.shape}"
+                raise CheckpointError(path=where, reason=reason)
 
     # -- a round ------------------------------------------------------------------------------------------------------
 
@@ -169,6 +216,13 @@ class Value:
         if spare is not None and spare.base is None and spare.flags.writeable and sys.getrefcount(spare) == _ALONE:
             return spare
         return np.empty_like(self.data, order="C", subok=False)
+
+
+def _whole(array: Array, ids: Ids | None, shape: tuple[int, ...]) -> Array:
+    """A saved array, writable and in memory of its own; zero in the rows that were not saved."""
+    if ids is None:
+        return np.array(array)
+    return dense(Rows(ids, array), (shape[0], *array.shape[1:]))
 
 
 def _references_of_a_local() -> int:

@@ -120,7 +120,7 @@ def _largest(values: Array, count: int) -> Array:
     chosen = sizes > last
     equals = np.flatnonzero(sizes == last)
     chosen[equals[: count - np.count_nonzero(chosen)]] = True
-    return candidates[chosen]
+    return np.asarray(candidates[chosen])
 
 
 def _guess(values: Array, count: int) -> float:

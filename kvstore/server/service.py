@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 import pslite
-from kvstore.commands import CODED, CONTROL_APP, DATA, DATA_APP, INIT, ROWS, USER_APP, WHOLE
+from kvstore.commands import CODED, CONTROL_APP, DATA, DATA_APP, INIT, LOAD, ROWS, SAVE, STASH, UNSTASH, USER_APP, WHOLE
 from kvstore.compression import Codec, cached
 from kvstore.rows import Content, Ids, Rows
 from kvstore.spec import Spec
+from kvstore.transfer import pairs_of_units, units_of
 from pslite import KVMeta, KVPairs, KVServer, Postoffice, SimpleApp, SimpleData
 from pslite.dtypes import CODES
 from pslite.errors import PeerError, ProtocolError, PSError
@@ -39,7 +40,9 @@ class Service:
     def _on_data(self, meta: KVMeta, pairs: KVPairs, server: KVServer) -> None:
         keys = pairs.keys.tolist()
         rank = pslite.rank_of(meta.sender)
-        if meta.cmd == INIT:
+        if meta.cmd in (SAVE, LOAD, STASH, UNSTASH):
+            self._data.response(meta, self._on_checkpoint(meta, pairs, rank))
+        elif meta.cmd == INIT:
             self._finish(self.store.init(meta, rank, _created(meta, pairs)))
         elif meta.cmd != DATA:
             raise ProtocolError(f"command {meta.cmd} is not known here: install the same version everywhere")
@@ -52,11 +55,34 @@ class Service:
         else:
             self._finish(self.store.request(meta, rank, keys, (), _wanted(pairs), True, _codec(meta, 1)))
 
+    def _on_checkpoint(self, meta: KVMeta, pairs: KVPairs, rank: int) -> KVPairs | None:
+        """Parts of a checkpoint, on their way to rank 0 or from it."""
+        keys = pairs.keys.tolist()
+        if meta.cmd == SAVE:
+            return pairs_of_units({key: self.store.unit(key, bool(meta.meta)) for key in keys})
+        if meta.cmd == LOAD:
+            self.store.restore(rank, units_of(pairs))
+            return None
+        if meta.cmd == STASH:
+            if pairs.rounds is None:
+                raise ProtocolError("residuals without the number of pushes")
+            for key, [array], pushes in zip(keys, pairs.arrays(), pairs.rounds.tolist(), strict=True):
+                self.store.stash[key, meta.meta] = array.copy(), pushes
+            return None
+        found = [self.store.stash.get((key, meta.meta)) for key in keys]
+        arrays = [entry[0] for entry in found if entry is not None]
+        lens = np.array([entry is not None for entry in found], np.int64)
+        rounds = np.array([0 if entry is None else entry[1] for entry in found], np.uint64)
+        return KVPairs(pairs.keys, arrays, lens=lens, rounds=rounds, codes=[CODES["float32"]] * len(arrays))
+
     def _on_control(self, data: SimpleData, app: SimpleApp) -> None:
         what, value = data.body
         rank = pslite.rank_of(data.sender)
         if what == "change":
             self.store.settings.change(rank, *value)
+            app.response(data)
+        elif what == "clear stash":
+            self.store.stash.clear()
             app.response(data)
         else:
             self._finish(self.store.settings.agree(data, rank, str(what), value))

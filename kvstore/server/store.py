@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from kvstore.arrays import Array
+from kvstore.checkpoint.unit import Unit
 from kvstore.commands import CODED
 from kvstore.compression import Codec
 from kvstore.rows import Content, Ids
@@ -74,6 +75,7 @@ class Store:
     def __init__(self, num_workers: int) -> None:
         self._entries: dict[int, Entry] = {}  # by key on the wire
         self._members = set(range(num_workers))  # ranks that every round needs
+        self.stash: dict[tuple[int, int], tuple[Array, int]] = {}  # by key and rank: residuals on their way, and pushes
         self._gone: dict[int, PeerError] = {}  # ranks that will not push any more, and why
         self.settings = Settings(lambda: next((e.value.spec.key for e in self._entries.values() if e.split), None))
 
@@ -137,6 +139,18 @@ class Store:
         ids = wanted or [None] * len(entries)
         answers = [_answer(entry.value, i, codec) for entry, i in zip(entries, ids, strict=True)]
         return [Ticket(token, rank, True, codec, 0, list(answers))]
+
+    def unit(self, key: int, with_value: bool) -> Unit:
+        """What there is to save of a key, in memory of its own."""
+        unit = self._find(key).value.unit(with_value)
+        if unit.ids is None:
+            unit.arrays = {name: array.copy() for name, array in unit.arrays.items()}
+        return unit
+
+    def restore(self, rank: int, units: dict[int, Unit]) -> None:
+        """Make keys what was saved; their slots are those of the rule that this worker's pushes use."""
+        for key, unit in units.items():
+            self._find(key).value.restore(unit, self.settings.rule_of(rank))
 
     def _find(self, key: int) -> Entry:
         entry = self._entries.get(key)

@@ -13,9 +13,9 @@ from pslite.errors import ConfigError, ConflictError, PeerLost, WorkerFailed, Wo
 
 from .driving import Driver, answers
 
-TEST = rules.to_wire(kvstore.optimizer.create("test"))
-SGD = rules.to_wire(kvstore.optimizer.create("sgd", learning_rate=1.0))
-ASSIGN = rules.to_wire(None)
+TEST = rules.OptimizerRule(kvstore.optimizer.create("test")).to_wire()
+SGD = rules.OptimizerRule(kvstore.optimizer.create("sgd", learning_rate=1.0)).to_wire()
+ASSIGN = rules.ASSIGN
 
 
 # -- agree ------------------------------------------------------------------------------------------------------------
@@ -55,9 +55,9 @@ def test_after_a_conflict_the_right_answer_is_accepted() -> None:
 
 def test_equal_again_changes_nothing() -> None:
     d = Driver(2)
-    d.agree(0, "rule", rules.to_wire(kvstore.optimizer.create("sgd", learning_rate=1.0, momentum=0.5)))
+    d.agree(0, "rule", rules.OptimizerRule(kvstore.optimizer.create("sgd", learning_rate=1.0, momentum=0.5)).to_wire())
     d.init(w=[0.0])
-    wire = rules.to_wire(kvstore.optimizer.create("sgd", learning_rate=1.0, momentum=0.5))
+    wire = rules.OptimizerRule(kvstore.optimizer.create("sgd", learning_rate=1.0, momentum=0.5)).to_wire()
     for expected in (-1.0, -2.5, -4.25):  # momentum lives on
         assert d.agree(0, "rule", wire, "zero") == [("zero", None)]
         assert d.agree(1, "rule", wire, "one") == [("one", None)]
@@ -101,9 +101,9 @@ def test_a_rank_may_leave_settings_out() -> None:
 def test_rank_0_may_change_the_optimizer_all_its_life() -> None:
     d = Driver(2)
     for k in range(500):
-        d.agree(0, "rule", rules.to_wire(kvstore.optimizer.create("sgd", learning_rate=float(k))))
+        d.agree(0, "rule", rules.OptimizerRule(kvstore.optimizer.create("sgd", learning_rate=float(k))).to_wire())
     assert sum(len(said) for said in d.store.settings._agreement._said.values()) < 200  # what is remembered is bounded
-    wire = rules.to_wire(kvstore.optimizer.create("sgd", learning_rate=499.0))
+    wire = rules.OptimizerRule(kvstore.optimizer.create("sgd", learning_rate=499.0)).to_wire()
     assert d.agree(1, "rule", wire, "one") == [("one", None)]
 
 
@@ -175,7 +175,7 @@ def test_rank_order_decides_whose_rule_counts() -> None:
 
 def test_a_change_of_rule_begins_with_new_slots() -> None:
     d = Driver(1)
-    momentum = rules.to_wire(kvstore.optimizer.create("sgd", learning_rate=1.0, momentum=0.5))
+    momentum = rules.OptimizerRule(kvstore.optimizer.create("sgd", learning_rate=1.0, momentum=0.5)).to_wire()
     d.init(w=[0.0])
     for wire, expected in ((momentum, -1.0), (SGD, -2.0), (momentum, -3.0)):
         d.agree(0, "rule", wire)

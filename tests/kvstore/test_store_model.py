@@ -73,7 +73,7 @@ class Rounds(RuleBasedStateMachine):
         self.model, self.driver = Model(workers, sync, optimizer), Driver(workers, sync)
         if optimizer:
             sgd = kvstore.optimizer.create("sgd", learning_rate=float(RATE), momentum=float(MOMENTUM))
-            self.driver.agree(0, "rule", rules.to_wire(sgd))
+            self.driver.agree(0, "rule", rules.OptimizerRule(sgd).to_wire())
         self.serial = 0
         self.rng = np.random.default_rng(workers)
         for key in KEYS:

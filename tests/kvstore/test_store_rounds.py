@@ -159,7 +159,8 @@ def test_ten_shuffled_orders_over_many_rounds_give_the_same_bits(name: str) -> N
     results = set()
     for seed in range(10):
         d = Driver(workers)
-        d.agree(0, "rule", rules.to_wire(OPTIMIZERS[name]))
+        optimizer = OPTIMIZERS[name]
+        d.agree(0, "rule", rules.ASSIGN if optimizer is None else rules.OptimizerRule(optimizer).to_wire())
         d.init(w=start)
         done = [0] * workers
         for rank in arrivals(rounds, workers, seed):
@@ -197,7 +198,7 @@ def test_async_pushes_are_applied_on_arrival() -> None:
 
 def test_async_updates_are_one_push_each() -> None:
     d = Driver(2, sync=False)
-    d.agree(0, "rule", rules.to_wire(kvstore.optimizer.create("test")))
+    d.agree(0, "rule", rules.OptimizerRule(kvstore.optimizer.create("test")).to_wire())
     d.init(w=[0.0])
     for rank in (0, 0, 1, 0):
         d.push(rank, w=[2.0 ** (rank + 1)])
@@ -209,7 +210,7 @@ def test_async_updates_are_one_push_each() -> None:
 
 def test_an_answer_that_is_still_on_its_way_does_not_change() -> None:
     d = Driver(1)
-    d.agree(0, "rule", rules.to_wire(kvstore.optimizer.create("sgd", learning_rate=1.0, momentum=0.5)))
+    d.agree(0, "rule", rules.OptimizerRule(kvstore.optimizer.create("sgd", learning_rate=1.0, momentum=0.5)).to_wire())
     d.init(w=np.zeros(4, np.float32))
     seen: list[tuple[Array, bytes]] = []
     for step in range(6):
@@ -224,7 +225,7 @@ def test_pushed_arrays_are_not_written() -> None:
     d = Driver(1)
     d.init(w=[0.0])
     d.push(0, w=[1.0])
-    d.agree(0, "rule", rules.to_wire(kvstore.optimizer.create("test")))
+    d.agree(0, "rule", rules.OptimizerRule(kvstore.optimizer.create("test")).to_wire())
     for _ in range(3):
         d.push(0, w=[1.0])
     assert d.value("w") == 4
@@ -289,7 +290,7 @@ def test_an_optimizer_that_raises_leaves_its_slots() -> None:
                 raise ArithmeticError("negative")
 
     d = Driver(1)
-    d.agree(0, "rule", rules.to_wire(Counting()))
+    d.agree(0, "rule", rules.OptimizerRule(Counting()).to_wire())
     d.init(w=[0.0])
     d.push(0, w=[1.0])
     [(_, error)] = d.push(0, w=[-1.0])

@@ -1,0 +1,1 @@
+"""Values, optimizer states and residuals on disk."""

@@ -1,0 +1,170 @@
+"""A worker's place in a job: what it has under way, how failures reach its user, and how it ends."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from pslite import SERVER_GROUP, WORKER_GROUP, KVWorker, Postoffice, SimpleApp
+from pslite.errors import CheckpointError, ClosedError, PSError
+
+from .base import KVStore
+from .commands import CONTROL_APP, DATA_APP, USER_APP
+from .handle import Handle
+
+log = logging.getLogger("kvstore")
+
+SETTLE_WITHIN = 5.0  # seconds that a process may take to hand over its pushes when it ends without close()
+
+
+class Member(KVStore):
+    """The part of a distributed store that knows no keys. Its Postoffice has joined the job; ``close()`` leaves it."""
+
+    def __init__(self, name: str, office: Postoffice) -> None:
+        super().__init__(name)
+        self._office = office
+        self._worker = KVWorker(DATA_APP, 0, office)
+        self._control = SimpleApp(CONTROL_APP, 0, office)
+        self._user = SimpleApp(USER_APP, 0, office)
+        self._lock = threading.Lock()  # the order of calls; guards all below, here and in subclasses
+        self._in_flight: deque[Handle] = deque()  # pushes and pushpulls whose end the user has not seen
+        self._failures_seen = 0  # of the customer's count: how many have been raised or looked for
+        self._decisions = 0  # collective calls that rank 0 decides: equal on all workers
+        self._closing = False  # close() was called: a second call does nothing
+        self._closed = False
+        try:
+            self._agree("type", "async" if "async" in name else "sync")
+        except BaseException as error:
+            self._fail(error)
+            raise
+
+    # -- the job ------------------------------------------------------------------------------------------------------
+
+    @property
+    def rank(self) -> int:
+        return self._office.rank
+
+    @property
+    def num_workers(self) -> int:
+        return self._office.num_workers
+
+    def barrier(self, timeout: float | None = None) -> None:
+        self._raise_failed()
+        self._office.barrier(WORKER_GROUP, timeout=self._office.config.timeout if timeout is None else timeout)
+
+    def send_command_to_servers(self, head: int, body: Any) -> None:
+        self._raise_failed()
+        self._user.wait(self._user.request(head, body, SERVER_GROUP))
+
+    # -- collective calls ---------------------------------------------------------------------------------------------
+
+    def _agree(self, what: str, value: Any) -> None:
+        """A collective call: every server compares what the workers say with what rank 0 says."""
+        self._control.wait(self._control.request(0, [what, value], SERVER_GROUP))
+
+    def _decided(self, what: str, act: Callable[[], Any]) -> Any:
+        """Rank 0 acts, and everybody gets its result or its error."""
+        self._decisions += 1
+        name = f"{what} {self._decisions}"
+        if self.rank != 0:
+            error, result = self._office.lookup([name])[name]
+            if error is not None:
+                raise PSError.from_wire(error)
+            return result
+        try:
+            result = act()
+        except Exception as error:  # whatever it is, the others must not wait for it
+            known = error if isinstance(error, PSError) else CheckpointError(path=what, reason=repr(error))
+            self._office.publish({name: [known.to_wire(), None]})
+            raise
+        self._office.publish({name: [None, result]})
+        return result
+
+    # -- failures -----------------------------------------------------------------------------------------------------
+
+    def _raise_failed(self) -> None:
+        """Raise what made an earlier push fail, once."""
+        if self._closed:
+            raise ClosedError(what="the store")
+        self._office.check()
+        with self._lock:
+            while self._in_flight and (self._in_flight[0].reported or self._in_flight[0].done()):
+                self._see(self._in_flight.popleft())
+            if self._worker.customer.failures > self._failures_seen:  # behind a push that is not done
+                self._failures_seen = self._worker.customer.failures
+                ended = [handle for handle in self._in_flight if handle.done()]
+                for handle in ended:
+                    self._in_flight.remove(handle)
+                    self._see(handle)
+
+    def _see(self, handle: Handle) -> None:
+        if not handle.reported:
+            handle.wait()
+
+    def _waited(self, handle: Handle) -> Any:
+        """The result of a call, unless one of this worker's earlier pushes failed: then it does not include that."""
+        result = handle.wait()
+        self._raise_failed()
+        return result
+
+    def _check_closing(self) -> None:
+        """No push may come after the last that ``close()`` waits for; the lock is held."""
+        if self._closing:
+            raise ClosedError(what="the store")
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def close(self, join: bool = False) -> None:
+        if self._closed:
+            return
+        self._office.check()
+        with self._lock:
+            if self._closing:
+                return
+            self._closing = True
+        try:
+            self._flush()
+            self._closed = True
+            self._office.leave("left" if join else "finished", wait=True, timeout=self._office.config.timeout)
+        except BaseException as error:
+            self._fail(error)
+            raise
+        self._office.close()
+
+    def _flush(self) -> None:
+        """Wait for all pushes; raises the first error that the user has not seen."""
+        while True:
+            with self._lock:
+                if not self._in_flight:
+                    return
+                handle = self._in_flight.popleft()
+            if not handle.reported:
+                handle.wait()
+
+    def _leave_without_waiting(self) -> None:
+        """The end of a process that did not call ``close()``: the servers get its pushes, nobody is waited for."""
+        if self._closed:
+            return
+        try:
+            self._worker.customer.settle(SETTLE_WITHIN)
+            self._raise_failed()
+            self._closed = True
+            self._office.leave("finished")
+            self._office.close()
+        except PSError as error:
+            log.error("%s", error)
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if self._office.forked:
+            return  # the parent's store is none of this process's business
+        self._closed = True
+        try:
+            self._office.leave("failed", f"{type(error).__name__}: {error}"[:1000], timeout=2.0)
+        except PSError:  # the job is gone, or it knows already: there is nobody left to tell
+            pass
+        finally:
+            self._office.close(linger=0)  # pushes on their way to a stopped server would hold this process up
