@@ -110,7 +110,7 @@ def _index_dtype(size: int) -> np.dtype[Any]:
 
 def _largest(values: Array, count: int) -> Array:
     """The ascending indices of the ``count`` largest absolute values, of equals the first."""
-    candidates = _at_least(values, _guess(values, count))
+    candidates: Array = _at_least(values, _guess(values, count))
     if candidates.size < count:
         candidates = np.arange(values.size)
     sizes = _sizes(values[candidates])
@@ -120,7 +120,8 @@ def _largest(values: Array, count: int) -> Array:
     chosen = sizes > last
     equals = np.flatnonzero(sizes == last)
     chosen[equals[: count - np.count_nonzero(chosen)]] = True
-    return np.asarray(candidates[chosen])
+    largest: Array = candidates[chosen]
+    return largest
 
 
 def _guess(values: Array, count: int) -> float:
