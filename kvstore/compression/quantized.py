@@ -116,9 +116,10 @@ class Int4(_Rounded):
 class _Stochastic(Quantized):
     """Levels are rounded up or down at random, up with the probability that makes them right on average.
 
-    The papers take the largest element's scale, so that the code is right on average, too. With error feedback that is
-    not needed, but the error must be smaller than what is coded, or residuals grow without end. So the scale is the one
-    with the least squared error for the levels that were drawn (as Q / (1 + omega) in Stich et al. 2018).
+    The papers use the largest element for the scale, too, so that the values are right on average. With error feedback
+    the sum over pushes is right anyway, but the error must be smaller than what was coded, or residuals outgrow the
+    gradients. So the scale is the one with the least squared error for the levels that were drawn (the rescaled
+    estimators of Koloskova et al. 2019).
     """
 
     def __init__(self, block: int, limit: int, bits: int, seed: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -55,6 +55,7 @@ def name(codec: Codec) -> str:
     return "-".join([kind, *(f"{key}={value}" for key, value in arguments.items())])
 
 
+few = settings(max_examples=30)  # for each codec
 each = pytest.mark.parametrize("codec", CODECS, ids=name)
 
 
@@ -79,6 +80,7 @@ def streams(draw: st.DrawFn) -> list[Array]:
 
 
 @each
+@few
 @given(streams(), SALTS)
 def test_what_arrived_and_the_residual_are_the_sum_of_the_gradients(
     codec: Codec, gradients: list[Array], salt: int
@@ -97,6 +99,7 @@ def test_what_arrived_and_the_residual_are_the_sum_of_the_gradients(
 
 
 @each
+@few
 @given(streams(), SALTS)
 def test_the_fast_path_is_encode_and_decode(codec: Codec, gradients: list[Array], salt: int) -> None:
     check_feed(codec, gradients, salt)
@@ -117,6 +120,7 @@ def check_feed(codec: Codec, gradients: list[Array], salt: int) -> None:
 
 
 @pytest.mark.parametrize("codec", [c for c in CODECS if not isinstance(c, OneBit)], ids=name)
+@few
 @given(values=arrays(floats(allow_nan=False, allow_infinity=False), least=1), salt=SALTS)
 def test_the_error_is_not_larger_than_what_was_coded(codec: Codec, values: Array, salt: int) -> None:
     """Else residuals could grow without end. (1bit emits +-1 whatever the gradient is.)"""
@@ -173,6 +177,7 @@ def test_a_gradient_of_any_strides() -> None:
 
 
 @pytest.mark.parametrize("codec", [c for c in CODECS if c.elementwise], ids=name)
+@few
 @given(data=st.data())
 def test_pieces_give_the_values_of_the_whole(codec: Codec, data: st.DataObject) -> None:
     rows, columns = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 5))
@@ -195,6 +200,7 @@ def test_pieces_give_the_values_of_the_whole(codec: Codec, data: st.DataObject) 
 
 
 @each
+@few
 @given(arrays(floats(allow_nan=True, allow_infinity=True)), SALTS)
 def test_bad_numbers_do_harm_to_one_push_only(codec: Codec, gradient: Array, salt: int) -> None:
     feedback = Feedback(gradient.shape)
@@ -244,6 +250,7 @@ ANY_CODE = st.lists(st.one_of(ANY_ARRAY, st.none(), st.integers()), max_size=3)
 
 
 @each
+@few
 @given(ANY_CODE, st.integers(0, 70), SALTS)
 def test_any_arrays_are_decoded_or_refused(codec: Codec, code: list[Any], size: int, salt: int) -> None:
     try:
@@ -254,6 +261,7 @@ def test_any_arrays_are_decoded_or_refused(codec: Codec, code: list[Any], size: 
 
 
 @each
+@few
 @given(st.integers(0, 70), st.randoms(use_true_random=False))
 def test_any_bytes_of_the_right_length_are_decoded_or_refused(codec: Codec, size: int, random: Any) -> None:
     code = codec.encode(np.zeros(size, np.float32), 1)
