@@ -32,7 +32,7 @@ class Float16(Blockwise):
     def encode_block(self, values: Array, code: Sequence[Array], salt: int) -> None:
         halves = code[0]
         halves[...] = values
-        if np.abs(values).max() > _LARGEST:
+        if not np.abs(values).max() <= _LARGEST:  # NaN, too
             overflown = np.isinf(halves) & np.isfinite(values)
             halves[overflown] = np.copysign(_LARGEST, values[overflown])
 

@@ -18,7 +18,6 @@ from .blockwise import Blockwise, Layout, unpack
 __all__ = ["QSGD", "Int4", "Int8", "Quantized", "TernGrad"]
 
 _TINY = np.float32(np.finfo(np.float32).tiny)  # below it a scale is too coarse to divide by
-_SEED_BITS = 2**64
 
 
 class Quantized(Blockwise):
@@ -55,7 +54,7 @@ class Quantized(Blockwise):
             finite = np.isfinite(largest)
             if not finite.all():
                 rows, largest = np.where(finite[:, None], rows, 0), np.where(finite, largest, 0)
-            scales, part[...] = self.quantize(rows, largest, (salt + first) % _SEED_BITS)
+            scales, part[...] = self.quantize(rows, largest, salt + first)
             code[0][first : first + len(rows)] = np.where(finite, scales, np.nan)
             first += len(rows)
         self._pack(levels, code[1])

@@ -171,6 +171,7 @@ def test_bf16_is_nearest_and_finite(values: Array) -> None:
 def test_the_largest_number_does_not_overflow() -> None:
     assert there_and_back(BFloat16(), array(MAX, -MAX)).view(np.uint32).tolist() == [0x7F7F0000, 0xFF7F0000]
     assert there_and_back(Float16(), array(MAX, -70000, 65504)).tolist() == [65504, -65504, 65504]
+    assert there_and_back(Float16(), array(70000, float("nan")))[0] == 65504
 
 
 # -- levels -----------------------------------------------------------------------------------------------------------
