@@ -27,7 +27,7 @@ Array = NDArray[Any]
 
 WORKERS, EPOCHS, BATCH, SEEDS = 4, 30, 64, 5
 RATE, MOMENTUM, SIZES = 0.2, 0.5, (64, 128, 10)
-ELEMENTS, REPEATS = 1_000_000, 7
+ELEMENTS, REPEATS = 1_000_000, 50
 
 CODECS: tuple[dict[str, Any], ...] = (
     {"type": "none"},

@@ -80,8 +80,8 @@ class TwoBit(Blockwise):
 
     def encode_block(self, values: Array, code: Sequence[Array], salt: int) -> None:
         threshold = np.float32(self.threshold)
-        pairs = _POSITIVE[np.packbits(values >= threshold)]
-        pairs |= _NEGATIVE[np.packbits(values <= -threshold)]
+        pairs = np.take(_POSITIVE, np.packbits(values >= threshold), mode="clip")  # a byte is in range
+        pairs |= np.take(_NEGATIVE, np.packbits(values <= -threshold), mode="clip")
         code[0][: pairs.nbytes] = pairs.view(np.uint8)
 
     def decode_block(self, code: Sequence[Array], out: Array) -> None:
