@@ -178,6 +178,7 @@ class Customer:
             with self._lock:
                 return [asked for request in self._requests.values() for asked in request.unanswered()]
 
+        self.office.hand_over()
         return self.office.ask(lambda: not self._requests, waiting, timeout)
 
     def close(self) -> None:

@@ -6,6 +6,9 @@ the receiver can forget them. The receiver works through a sender's requests in 
 answered: a duplicate is answered again, never applied again (RIFL, SOSP'15). A request that has no answer for a
 while is not sent again but asked for with a header-only probe, because it may be parked in an unfinished round.
 
+A request gets its number when it leaves. Until then it may wait for room in the receiver's window, where those of
+higher priority overtake it; likewise a reply with arrays. ``flow.py`` has the rules.
+
 No I/O here: time is an argument, and what must be sent is returned.
 """
 
@@ -16,7 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import PSError
-from .wire import MAX_ACKS, Flag, Kind, Link, Message
+from .flow import SAY_AFTER, Window, cost
+from .wire import MAX_ACKS, Flag, Kind, Link, Message, append_range, within
 
 MAX_PROBE_INTERVAL = 30.0  # seconds
 MAX_HELD = 1024  # messages of one sender that arrived before a predecessor
@@ -48,34 +52,71 @@ class Outbox:
     link: Link
     resend_timeout: float
     next_seq: int = 1
+    window: Window[Pending] = field(default_factory=Window)  # what waits for room, and what is not taken in yet
     pending: dict[int, Pending] = field(default_factory=dict)  # by sequence number, in sending order
     acks: list[int] = field(default_factory=list)  # replies that the next request will acknowledge
+    unsaid: int = 0  # bytes of replies that came since we last named any
     probes: int = 0  # sent since the last sign of progress
     probe_at: float | None = None
 
-    def add(self, now: float, message: Message, on_reply: Callable[[Message | PSError], None]) -> Pending:
-        """Number the request and remember it until it is answered."""
+    def add(
+        self, now: float, message: Message, on_reply: Callable[[Message | PSError], None]
+    ) -> tuple[Pending, list[Message]]:
+        """Number the request if it may leave now; else it waits for ``release``. Also returns what leaves."""
+        pending = Pending(message, on_reply)
+        if self.window.admits(message):
+            return pending, [self._number(now, pending)]
+        self.window.wait(message, pending)
+        return pending, self.release(now)
+
+    def release(self, now: float, room: bool = True) -> list[Message]:
+        """Number those that may leave by now, and return them; without ``room`` all that wait."""
+        released = []
+        while (pending := self.window.pop(room)) is not None:
+            released.append(self._number(now, pending))
+        if released:  # they may be lost: ask as soon as after a first sending
+            self.probes, self.probe_at = 0, now + self.resend_timeout
+        return released
+
+    def _number(self, now: float, pending: Pending) -> Message:
+        message = pending.message
         message.seq = self.next_seq
         message.acks, self.acks = self.acks[:MAX_ACKS], self.acks[MAX_ACKS:]
+        self.unsaid = 0
         self.next_seq += 1
-        pending = self.pending[message.seq] = Pending(message, on_reply)
-        message.floor = next(iter(self.pending))
+        self.pending[message.seq] = pending
+        message.floor = self.floor
+        self.window.left(message)
         if self.probe_at is None:
             self.probe_at = now + self.resend_timeout
-        return pending
+        return message
 
-    def answered(self, now: float, seq: int) -> Pending | None:
+    @property
+    def floor(self) -> int:
+        """The lowest number that we wait for."""
+        return next(iter(self.pending), self.next_seq)
+
+    def answered(self, now: float, reply: Message) -> Pending | None:
         """Take out the request that a reply is for; None if the reply is a duplicate."""
+        seq = reply.seq
+        self.window.arrived_below(max(seq + 1, reply.floor))  # what is answered is taken in, with all before it
+        self.unsaid += cost(reply)
         pending = self.pending.pop(seq, None)
         if pending is not None:
-            _append_range(self.acks, seq)
             self.probes = 0
             self.probe_at = now + self.resend_timeout if self.pending else None
+        if 0 < seq < self.next_seq:  # of a duplicate too: its bytes were under way
+            append_range(self.acks, seq)
         return pending
+
+    def acknowledge(self, message: Message) -> Message:
+        """Name the replies that came. The next request does so again, for this message may be lost."""
+        message.acks, message.floor, self.unsaid = self.acks[-MAX_ACKS:], self.floor, 0
+        return message
 
     def status(self, now: float, have: list[int], upto: int, why: list[str]) -> list[Message]:
         """The receiver has these requests in hand; the others below ``upto`` must be sent again."""
-        held = set(_within(have, self.pending))
+        held = set(within(have, self.pending))
         lost = []
         for seq, pending in self.pending.items():
             if seq in held:
@@ -92,10 +133,12 @@ class Inbox:
     """The requests of one incarnation of one sender."""
 
     link: Link
-    expected: int
+    expected: int  # all below were accepted
     active: dict[int, Message] = field(default_factory=dict)  # delivered to the application, not answered
     done: dict[int, Message | None] = field(default_factory=dict)  # answered, not acknowledged; None: recompute
     held: dict[int, Message] = field(default_factory=dict)  # arrived before a predecessor
+    unsaid: int = 0  # bytes of requests that were accepted since we last told ``expected``
+    replies: Window[Message] = field(default_factory=Window)  # what waits for room, and what is not acknowledged yet
 
     def accept(self, message: Message) -> tuple[list[Message], bool]:
         """The requests that may be delivered now, in order, and whether a gap was just found."""
@@ -110,14 +153,42 @@ class Inbox:
             ready.append(successor)
             self.expected += 1
         self.active.update((m.seq, m) for m in ready)
+        self.unsaid += sum(map(cost, ready))
         return ready, False
 
     def forget(self, acks: list[int], floor: int) -> None:
         """Drop what the sender has the answers of: those that it names, and in time all below what it waits for."""
-        for seq in _within(acks, self.done):
-            self.done.pop(seq, None)  # ranges of a peer may overlap
+        for seq in within(acks, self.done):
+            self._drop(seq)
         while self.done and (first := next(iter(self.done))) < floor:
-            del self.done[first]
+            self._drop(first)
+
+    def _drop(self, seq: int) -> None:
+        self.done.pop(seq, None)  # ranges of a peer may overlap
+        self.replies.arrived(seq)
+
+    def release(self, room: bool = True) -> list[Send]:
+        """The replies that may leave by now; without ``room`` all that wait."""
+        sends = []
+        while (reply := self.replies.pop(room)) is not None:
+            sends.append(self.answer(reply))
+        return sends
+
+    def answer(self, reply: Message) -> Send:
+        """This reply leaves: from now on a duplicate of its request gets it again."""
+        self.done[reply.seq] = None if reply.arrays else reply
+        self.replies.left(reply)
+        return Send(self.link, self.tell(reply))
+
+    def tell(self, message: Message) -> Message:
+        """Say which requests were taken in."""
+        message.floor, self.unsaid = self.expected, 0
+        return message
+
+    @property
+    def in_hand(self) -> list[int]:
+        """The numbers of all requests that are here and not answered yet."""
+        return sorted([*self.active, *self.held, *(reply.seq for reply in self.replies.waiting())])
 
 
 class Delivery:
@@ -149,24 +220,51 @@ class Delivery:
 
     def request(
         self, now: float, node: int, message: Message, on_reply: Callable[[Message | PSError], None]
-    ) -> tuple[Pending, Send]:
-        """Send a request; ``on_reply`` gets the reply, or the error that makes one impossible."""
+    ) -> tuple[Pending, list[Send]]:
+        """Send a request when there is room; ``on_reply`` gets the reply, or the error that makes one impossible."""
         outbox = self._outboxes[node]
         self._stamp(message, node)
-        return outbox.add(now, message, on_reply), Send(outbox.link, message)
+        pending, leaving = outbox.add(now, message, on_reply)
+        return pending, [Send(outbox.link, each) for each in leaving]
 
-    def on_reply(self, now: float, link: Link, reply: Message) -> Pending | None:
-        """The request that this reply answers; None for a duplicate, and for one from somebody else's connection."""
+    def on_reply(self, now: float, link: Link, reply: Message) -> tuple[Pending | None, list[Send]]:
+        """The request that this reply answers, and what may leave now.
+
+        None for a duplicate, and for a reply from somebody else's connection.
+        """
         outbox = self._outboxes.get(reply.sender)
-        return None if outbox is None or outbox.link != link else outbox.answered(now, reply.seq)
+        if outbox is None or outbox.link != link:
+            return None, []
+        pending = outbox.answered(now, reply)
+        sends = self._release(now, outbox)
+        if outbox.unsaid >= SAY_AFTER:
+            sends.append(self._ask(outbox, Kind.ACK))
+        return pending, sends
+
+    def on_credit(self, now: float, link: Link, credit: Message) -> list[Send]:
+        """What may leave now that the receiver has taken in more."""
+        outbox = self._outboxes.get(credit.sender)
+        if outbox is None or outbox.link != link:
+            return []
+        outbox.window.arrived_below(credit.floor)
+        return self._release(now, outbox)
+
+    def _release(self, now: float, outbox: Outbox, room: bool = True) -> list[Send]:
+        return [Send(outbox.link, message) for message in outbox.release(now, room)]
 
     def fail(self, node: int) -> list[Pending]:
         """Give up all requests to a node that is lost."""
         outbox = self._outboxes.get(node)
         if outbox is None:
             return []
-        failed, outbox.pending, outbox.probe_at = list(outbox.pending.values()), {}, None
+        failed = [*outbox.pending.values(), *outbox.window.clear()]
+        outbox.pending, outbox.probe_at = {}, None
         return failed
+
+    def flush(self, now: float) -> list[Send]:
+        """All that waits for room, because this process ends: nothing will come that should overtake it."""
+        requests = [send for outbox in self._outboxes.values() for send in self._release(now, outbox, room=False)]
+        return requests + [send for inbox in self._inboxes.values() for send in inbox.release(room=False)]
 
     # -- their requests -----------------------------------------------------------------------------------------------
 
@@ -177,35 +275,50 @@ class Delivery:
             inbox = self._inboxes[message.incarnation] = Inbox(link, expected=max(message.floor, 1))
         inbox.link = link
         inbox.forget(message.acks, message.floor)
+        sends = inbox.release()
         if message.seq >= inbox.expected:
             ready, gap = inbox.accept(message)
-            return ready, [self._status(inbox, message, message.seq + 1, [])] if gap else []
+            if gap:
+                sends.append(self._status(inbox, message, message.seq + 1, []))
+            elif inbox.unsaid >= SAY_AFTER:
+                credit = inbox.tell(Message(Kind.CREDIT))
+                self._stamp(credit, message.sender)
+                sends.append(Send(link, credit))
+            return ready, sends
         if message.seq not in inbox.done:
-            return [], []  # parked, or answered and acknowledged: nothing is missing
-        cached = inbox.done.pop(message.seq)
+            return [], sends  # parked, or answered and acknowledged: nothing is missing
+        cached = inbox.done[message.seq]
         if cached is not None:
-            inbox.done[message.seq] = cached
-            return [], [Send(link, cached)]
+            return [], [*sends, Send(link, cached)]
+        del inbox.done[message.seq]
+        inbox.replies.arrived(message.seq)  # or was lost
         message.flags |= Flag.REPLAY
         inbox.active[message.seq] = message
-        return [message], []
+        return [message], sends
+
+    def on_ack(self, link: Link, ack: Message) -> list[Send]:
+        """The replies that may leave now that more of them have come."""
+        inbox = self._inboxes.get(ack.incarnation)
+        if inbox is None:
+            return []
+        inbox.link = link
+        inbox.forget(ack.acks, ack.floor)
+        return inbox.release()
 
     def reply(self, request: Message, reply: Message) -> list[Send]:
-        """Answer a request; nothing is sent if its sender is gone or it was answered before."""
+        """Answer a request, now or when there is room; never if its sender is gone or it was answered before."""
         inbox = self._inboxes.get(request.incarnation)
         if inbox is None or inbox.active.pop(request.seq, None) is None:
             return []
         reply.kind = Kind.REPLY
         reply.seq = request.seq
-        reply.op, reply.app, reply.customer, reply.timestamp = (
-            request.op,
-            request.app,
-            request.customer,
-            request.timestamp,
-        )
+        reply.op, reply.app = request.op, request.app
+        reply.customer, reply.timestamp = request.customer, request.timestamp
         self._stamp(reply, request.sender)
-        inbox.done[request.seq] = None if reply.arrays else reply
-        return [Send(inbox.link, reply)]
+        if not reply.arrays or inbox.replies.admits(reply):
+            return [inbox.answer(reply)]
+        inbox.replies.wait(reply, reply)
+        return inbox.release()
 
     def forget(self, incarnation: int) -> None:
         """Drop what is known of a sender that has ended."""
@@ -213,25 +326,27 @@ class Delivery:
 
     # -- probes -------------------------------------------------------------------------------------------------------
 
-    def on_probe(self, link: Link, probe: Message, why: Callable[[Message], Iterable[str]]) -> Send:
+    def on_probe(self, link: Link, probe: Message, why: Callable[[Message], Iterable[str]]) -> list[Send]:
         """Tell the sender which of its requests are here, and what the oldest one waits for."""
         inbox = self._inboxes.get(probe.incarnation)
         if inbox is None:
             inbox = Inbox(link, expected=0)  # nothing known, nothing kept
         inbox.link = link
+        inbox.forget(probe.acks, probe.floor)
         oldest = min(inbox.active, default=None)
         waits = [] if oldest is None else list(why(inbox.active[oldest]))
-        return self._status(inbox, probe, int(probe.seq), waits)
+        return [self._status(inbox, probe, int(probe.seq), waits), *inbox.release()]
 
     def on_status(self, now: float, link: Link, status: Message) -> list[Send]:
-        """Send again what the receiver does not have."""
+        """Send again what the receiver does not have, and what may leave now."""
         outbox = self._outboxes.get(status.sender)
         if outbox is None or outbox.link != link or not _is_status(status.body):
             return []
         have, why = status.body
         lost = outbox.status(now, have[:MAX_ACKS], status.seq, [str(w) for w in why])
         self.resent_requests += len(lost)
-        return [Send(outbox.link, message) for message in lost]
+        outbox.window.arrived_below(status.floor)
+        return [Send(outbox.link, message) for message in lost] + self._release(now, outbox)
 
     def probe(self, now: float, node: int) -> list[Send]:
         """Ask a node now which of our requests it has: at its deadline, or after its connection came back."""
@@ -240,9 +355,7 @@ class Delivery:
             return []
         outbox.probes += 1
         outbox.probe_at = now + min(self._resend_timeout * 2 ** min(outbox.probes, 10), MAX_PROBE_INTERVAL)
-        message = Message(Kind.PROBE, seq=outbox.next_seq, floor=next(iter(outbox.pending)))
-        self._stamp(message, node)
-        return [Send(outbox.link, message)]
+        return [self._ask(outbox, Kind.PROBE)]
 
     def on_timer(self, now: float) -> list[Send]:
         """Probe every node whose answer is overdue."""
@@ -253,14 +366,19 @@ class Delivery:
         """When ``on_timer`` is due."""
         return min((o.probe_at for o in self._outboxes.values() if o.probe_at is not None), default=None)
 
+    def _ask(self, outbox: Outbox, kind: Kind) -> Send:
+        message = outbox.acknowledge(Message(kind, seq=outbox.next_seq))
+        self._stamp(message, outbox.node)
+        return Send(outbox.link, message)
+
     def _status(self, inbox: Inbox, about: Message, upto: int, why: list[str]) -> Send:
         have: list[int] = []
-        for seq in sorted([*inbox.active, *inbox.held]):
-            _append_range(have, seq)
+        for seq in inbox.in_hand:
+            append_range(have, seq)
         if len(have) > MAX_ACKS:  # what is cut off is not lost: say nothing about it
             have = have[:MAX_ACKS]
             upto = have[-2] + have[-1]
-        status = Message(Kind.STATUS, seq=upto, body=[have, why])
+        status = inbox.tell(Message(Kind.STATUS, seq=upto, body=[have, why]))
         self._stamp(status, about.sender)
         return Send(inbox.link, status)
 
@@ -268,32 +386,13 @@ class Delivery:
         message.job, message.sender, message.recver, message.incarnation = self.job, self.node, recver, self.incarnation
 
     def __repr__(self) -> str:
-        waiting = sum(len(o.pending) for o in self._outboxes.values())
+        waiting = sum(len(o.pending) + len(o.window.waiting()) for o in self._outboxes.values())
         parked = sum(len(i.active) for i in self._inboxes.values())
         kept = sum(len(i.done) + len(i.held) for i in self._inboxes.values())
         return f"<Delivery node={self.node} unanswered={waiting} parked={parked} remembered={kept}>"
-
-
-def _append_range(ranges: list[Any], number: int) -> None:
-    """Add a number to ``[start, count, start, count, ...]``."""
-    if ranges and ranges[-2] + ranges[-1] == number:
-        ranges[-1] += 1
-    else:
-        ranges += [number, 1]
 
 
 def _is_status(body: Any) -> bool:
     if not (isinstance(body, list) and len(body) == 2 and all(isinstance(part, list) for part in body)):
         return False
     return all(type(number) is int for number in body[0])
-
-
-def _within(ranges: list[Any], known: dict[int, Any]) -> list[int]:
-    """The known numbers that are in ``[start, count, ...]``; costs no more than there are known numbers and ranges."""
-    found = []
-    for start, count in zip(ranges[::2], ranges[1::2], strict=False):
-        if count == 1:
-            found += [start] if start in known else []
-        else:
-            found += [number for number in known if start <= number < start + count]
-    return found

@@ -46,6 +46,8 @@ class Kind(enum.IntEnum):
     PROBE = 3  # which of my requests do you have?
     STATUS = 4  # these, and this is what they wait for
     BEAT = 5  # one way: shows that the connection carries
+    CREDIT = 6  # one way: your requests below ``floor`` are taken in, more may follow
+    ACK = 7  # one way: says early which replies came, more may follow
 
 
 class Op(enum.IntEnum):
@@ -80,7 +82,7 @@ class Message:
     recver: int = 0
     incarnation: int = 0  # of the sender: a fresh random number per process
     seq: int = 0  # of the request, per (sender incarnation, receiver); a reply repeats it
-    floor: int = 0  # lowest sequence number that the sender still waits for
+    floor: int = 0  # lowest number whose reply the sender waits for; of REPLY, STATUS, CREDIT: all below are taken in
     acks: list[int] = field(default_factory=list)  # replies received since the last request: [start, count, ...]
     op: int = 0
     app: int = 0
@@ -97,6 +99,25 @@ class Message:
     def nbytes(self) -> int:
         """Payload bytes, without the header."""
         return sum(a.nbytes for a in self.arrays)
+
+
+def append_range(ranges: list[Any], number: int) -> None:
+    """Add a number to ``[start, count, start, count, ...]``."""
+    if ranges and ranges[-2] + ranges[-1] == number:
+        ranges[-1] += 1
+    else:
+        ranges += [number, 1]
+
+
+def within(ranges: list[Any], known: dict[int, Any]) -> list[int]:
+    """The known numbers that are in ``[start, count, ...]``; costs no more than there are known numbers and ranges."""
+    found = []
+    for start, count in zip(ranges[::2], ranges[1::2], strict=False):
+        if count == 1:
+            found += [start] if start in known else []
+        else:
+            found += [number for number in known if start <= number < start + count]
+    return found
 
 
 def integer(name: str, value: Any) -> int:

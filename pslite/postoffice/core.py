@@ -105,8 +105,8 @@ class Core:
         """Ask the scheduler for membership; the answer comes when everybody is there."""
         self.delivery.open(ids.SCHEDULER, ids.SCHEDULER)
         message = Message(Kind.REQUEST, op=Op.JOIN, body=[self.role, wish, addresses, host, pid])
-        self.joining, send = self.delivery.request(now, ids.SCHEDULER, message, self._on_welcome)
-        return [send]
+        self.joining, sends = self.delivery.request(now, ids.SCHEDULER, message, self._on_welcome)
+        return list(sends)
 
     def _on_welcome(self, reply: Message | PSError) -> None:
         error = error_of(reply)
@@ -173,14 +173,18 @@ class Core:
         if message.kind == Kind.REQUEST:
             return self._on_request(now, link, message)
         if message.kind == Kind.REPLY:
-            pending = self.delivery.on_reply(now, link, message)
+            pending, sends = self.delivery.on_reply(now, link, message)
             if pending is not None:
                 pending.on_reply(message)
-            return []
+            return list(sends)
         if message.kind == Kind.PROBE:
-            return [self.delivery.on_probe(link, message, self._why)]
+            return list(self.delivery.on_probe(link, message, self._why))
         if message.kind == Kind.STATUS:
             return list(self.delivery.on_status(now, link, message))
+        if message.kind == Kind.CREDIT:
+            return list(self.delivery.on_credit(now, link, message))
+        if message.kind == Kind.ACK:
+            return list(self.delivery.on_ack(link, message))
         return []  # a beat
 
     def _on_request(self, now: float, link: Link, message: Message) -> list[Action]:
@@ -286,8 +290,8 @@ class Core:
         if self.delivery.link_to(node) is None:
             on_reply(PeerLost(node=ids.name_of(node), reason="this process has no way to reach it"))
             return None, []
-        pending, send = self.delivery.request(now, node, message, on_reply)
-        return pending, [send]
+        pending, sends = self.delivery.request(now, node, message, on_reply)
+        return pending, list(sends)
 
     def answer(self, request: Message, body: Any = None, error: PSError | None = None) -> list[Action]:
         """Answer a request of a service."""

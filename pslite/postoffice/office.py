@@ -275,6 +275,10 @@ class Postoffice:
         self._shell.do(lambda at: [send for node in nodes for send in self._core.delivery.probe(at, node)])
         return self._shell.wait_until(lambda: done() or all(p.asked_at >= now for _, p in pending()), now + within)
 
+    def hand_over(self) -> None:
+        """Send at once what waits for room, because this process ends and nothing more urgent will come."""
+        self._shell.do(lambda now: list(self._core.delivery.flush(now)))
+
     def _missing(self, pending: Iterable[tuple[int, Pending]]) -> list[str]:
         names: dict[str, None] = {}
         for node, request in pending:

@@ -274,6 +274,8 @@ class Shell:
         with self.lock:
             if self._closed:
                 return
+            if linger:  # what waits for room counts as queued
+                self.run(list(self.core.delivery.flush(self.now())))
             self._closed = True
             self._idle.notify_all()
             self._followers.notify_all()

@@ -41,8 +41,8 @@ class Network:
         return self.nodes[SERVER]
 
     def request(self, worker: int, message: Message, on_reply: Callable[[Message | PSError], None]) -> Pending:
-        pending, send = self.nodes[worker].request(self.now, SERVER, message, on_reply)
-        self._post(worker, [send])
+        pending, sends = self.nodes[worker].request(self.now, SERVER, message, on_reply)
+        self._post(worker, sends)
         return pending
 
     def reply(self, request: Message, message: Message | None = None) -> None:
@@ -71,11 +71,16 @@ class Network:
                 self.delivered.append(request)
                 self.handle(request)
         elif message.kind == Kind.REPLY:
-            pending = here.on_reply(self.now, link, message)
+            pending, sends = here.on_reply(self.now, link, message)
+            self._post(target, sends)
             if pending is not None:
                 pending.on_reply(message)
         elif message.kind == Kind.PROBE:
-            self._post(target, [here.on_probe(link, message, lambda request: [f"round of {request.body}"])])
+            self._post(target, here.on_probe(link, message, lambda request: [f"round of {request.body}"]))
+        elif message.kind == Kind.CREDIT:
+            self._post(target, here.on_credit(self.now, link, message))
+        elif message.kind == Kind.ACK:
+            self._post(target, here.on_ack(link, message))
         else:
             self._post(target, here.on_status(self.now, link, message))
 
@@ -310,7 +315,7 @@ def test_unanswered_requests_keep_their_numbers_on_a_new_link() -> None:
     delivery.open(SERVER, 1)
     delivery.request(0.0, SERVER, Message(Kind.REQUEST), lambda _: None)
     delivery.open(SERVER, SERVER)
-    _, send = delivery.request(0.0, SERVER, Message(Kind.REQUEST), lambda _: None)
+    _, [send] = delivery.request(0.0, SERVER, Message(Kind.REQUEST), lambda _: None)
     assert (send.link, send.message.seq, send.message.floor) == (SERVER, 2, 1)
     assert delivery.link_to(SERVER) == SERVER
     assert delivery.link_to(99) is None
@@ -330,8 +335,10 @@ def test_a_malformed_status_does_no_harm(body: object) -> None:
 def test_a_stray_reply_is_ignored() -> None:
     delivery = Delivery(1, 1.0)
     delivery.open(SERVER, SERVER)
-    assert delivery.on_reply(0.0, SERVER, Message(Kind.REPLY, sender=SERVER, seq=7)) is None
-    assert delivery.on_reply(0.0, 99, Message(Kind.REPLY, sender=99, seq=1)) is None
+    assert delivery.on_reply(0.0, SERVER, Message(Kind.REPLY, sender=SERVER, seq=7)) == (None, [])
+    assert delivery.on_reply(0.0, 99, Message(Kind.REPLY, sender=99, seq=1)) == (None, [])
+    assert delivery.on_credit(0.0, 99, Message(Kind.CREDIT, sender=99, floor=5)) == []
+    assert delivery.on_ack(99, Message(Kind.ACK, sender=99, incarnation=7, acks=[1, 3])) == []
     assert delivery.on_status(0.0, 99, Message(Kind.STATUS, sender=99, seq=1, body=[[], []])) == []
 
 
@@ -339,8 +346,8 @@ def test_a_reply_from_another_connection_is_ignored() -> None:
     delivery = Delivery(1, 1.0)
     delivery.open(SERVER, SERVER)
     delivery.request(0.0, SERVER, Message(Kind.REQUEST), lambda _: None)
-    assert delivery.on_reply(0.0, b"stranger", Message(Kind.REPLY, sender=SERVER, seq=1)) is None
-    assert delivery.on_reply(0.0, SERVER, Message(Kind.REPLY, sender=SERVER, seq=1)) is not None
+    assert delivery.on_reply(0.0, b"stranger", Message(Kind.REPLY, sender=SERVER, seq=1))[0] is None
+    assert delivery.on_reply(0.0, SERVER, Message(Kind.REPLY, sender=SERVER, seq=1))[0] is not None
 
 
 def test_it_says_what_it_holds() -> None:

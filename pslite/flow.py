@@ -1,0 +1,149 @@
+"""Flow: which message leaves next while there is no room for all of them.
+
+A window bounds the bytes that are under way to a peer. What finds no room waits, and leaves by priority, larger first
+(P3: Jayarajan et al., MLSys'19); of equal priorities the earlier call goes first. Three rules bound the reordering:
+
+- Messages about one key keep their order: one that waits has at least the priority of what comes after it, and so on
+  down to the first (priority inheritance: Sha, Rajkumar, Lehoczky, IEEE ToC 1990).
+- A message that is about no keys is a fence: it leaves after all that came before it, and before all that come later.
+- A small message needs no room, but waits for its turn like the others.
+
+No I/O here, and no time: what may leave depends on the order of calls only.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from .wire import Message, Op
+
+WINDOW = 4 * 1024 * 1024  # bytes under way from which on nothing follows: 3 ms at 10 Gbit/s, or one larger message
+SAY_AFTER = WINDOW // 2  # bytes that came in, after which the receiver says so; less would stop a sender that waits
+SMALL = 16 * 1024  # bytes below which a message costs its handling, not its size
+
+Item = TypeVar("Item")
+
+
+def cost(message: Message) -> int:
+    """The bytes that a message takes of a window."""
+    nbytes = message.nbytes
+    return nbytes if nbytes >= SMALL else 0
+
+
+@dataclass(slots=True, eq=False)
+class Waiting(Generic[Item]):
+    """A message that waits for room, and what leaves with it."""
+
+    item: Item | None  # None: it has left
+    cost: int
+    keys: Iterable[int]
+    epoch: int  # how many fences came before
+    priority: int  # its own, or the largest of those that must stay behind it
+    order: int
+    ahead: list[Waiting[Item]]  # those that it must stay behind
+
+
+class Window(Generic[Item]):
+    """The messages to one peer that are under way, and those that wait for room."""
+
+    def __init__(self) -> None:
+        self.under_way: dict[int, int] = {}  # bytes by sequence number; of small messages nothing is noted
+        self.room = WINDOW  # bytes left; the last message may take more
+        self._waiting: dict[int, Waiting[Item]] = {}  # by order of calls
+        self._heap: list[tuple[int, int, int, Waiting[Item]]] = []  # epoch, -priority, order; outdated entries too
+        self._last: dict[int, Waiting[Item]] = {}  # by key: the last one of this epoch that is about it
+        self._calls = 0
+        self._epoch = 0
+
+    def admits(self, message: Message) -> bool:
+        """Whether a new message may leave at once: nothing waits, and there is room."""
+        return not self._waiting and (self.room > 0 or not cost(message))
+
+    def wait(self, message: Message, item: Item) -> None:
+        """Put a message behind those that wait; ``pop`` gives back ``item``."""
+        keys = _keys(message)
+        if keys is None:
+            self._begin_epoch()
+        ahead = list({id(w): w for key in keys or () if (w := self._last.get(key)) is not None}.values())
+        priority, order = message.priority, self._calls
+        self._calls += 1
+        new = Waiting(item, cost(message), keys or (), self._epoch, priority, order, ahead)
+        self._waiting[order] = new
+        heapq.heappush(self._heap, (new.epoch, -priority, order, new))
+        if keys is None:
+            self._begin_epoch()
+        self._last.update((key, new) for key in new.keys)
+        self._raise(ahead, priority)
+
+    def _begin_epoch(self) -> None:
+        self._epoch += 1
+        self._last.clear()  # the fence keeps them apart
+
+    def _raise(self, ahead: list[Waiting[Item]], priority: int) -> None:
+        """Let those that must leave first inherit a priority."""
+        raised = list(ahead)
+        while raised:
+            waiting = raised.pop()
+            if waiting.item is not None and waiting.priority < priority:
+                waiting.priority = priority
+                heapq.heappush(self._heap, (waiting.epoch, -priority, waiting.order, waiting))
+                raised += waiting.ahead
+
+    def pop(self, room: bool = True) -> Item | None:
+        """The next one to leave, or None; without ``room`` it need not fit."""
+        while self._heap:
+            _, negative, _, first = self._heap[0]
+            if first.item is not None and -negative == first.priority:
+                if room and self.room <= 0 and first.cost:
+                    return None
+                heapq.heappop(self._heap)
+                return self._take(first)
+            heapq.heappop(self._heap)  # it has left, or was raised since
+        return None
+
+    def _take(self, first: Waiting[Item]) -> Item | None:
+        item, first.item, first.ahead = first.item, None, []
+        del self._waiting[first.order]
+        for key in first.keys:
+            if self._last.get(key) is first:
+                del self._last[key]
+        return item
+
+    def clear(self) -> list[Item]:
+        """Take out all that wait, in the order of their calls, and forget what is under way."""
+        items = self.waiting()
+        self.under_way, self.room = {}, WINDOW
+        self._waiting, self._heap, self._last = {}, [], {}
+        return items
+
+    def waiting(self) -> list[Item]:
+        """All that wait, in the order of their calls."""
+        return [w.item for w in self._waiting.values() if w.item is not None]
+
+    # -- what is under way --------------------------------------------------------------------------------------------
+
+    def left(self, message: Message) -> None:
+        """This message, which has its number now, leaves."""
+        if nbytes := cost(message):
+            self.under_way[message.seq] = nbytes
+            self.room -= nbytes
+
+    def arrived(self, seq: int) -> None:
+        """The peer has this one."""
+        self.room += self.under_way.pop(seq, 0)
+
+    def arrived_below(self, seq: int) -> None:
+        """The peer has all before this one, of messages that leave in the order of their numbers."""
+        while self.under_way and (first := next(iter(self.under_way))) < seq:
+            self.arrived(first)
+
+
+def _keys(message: Message) -> list[int] | None:
+    """The keys that a message is about, as ``kv_pairs.pack`` writes them; None for any other message."""
+    if message.op != Op.DATA or not message.arrays:
+        return None
+    keys: list[int] = message.arrays[0].ravel().tolist()
+    return keys
