@@ -38,6 +38,7 @@ class Options:
     log_dir: str | None = None
     start_timeout: float | None = None
     grace: float = 10.0
+    p3: bool = False
     color: str = "auto"
     prefix: bool = True
     timestamps: bool = False
@@ -71,6 +72,7 @@ def parse(argv: Sequence[str], prog: str) -> Options:
         log_dir=args.log_dir,
         start_timeout=args.start_timeout,
         grace=args.grace,
+        p3=args.p3,
         color=args.color,
         prefix=not args.no_prefix,
         timestamps=args.timestamps,
@@ -143,6 +145,9 @@ def _add_environment(group: argparse._ArgumentGroup) -> None:
             metavar="NAME[=V]",
             help=f"set a variable for {who}; also NAME:V (repeatable)",
         )
+    group.add_argument(
+        "--p3", action="store_true", help="send arrays in slices by priority (sets DMLC_PS_VAN_TYPE=p3)"
+    )
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:

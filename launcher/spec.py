@@ -99,6 +99,8 @@ def _common(options: Options, environ: Mapping[str, str], import_root: str | Non
     yield "PYTHONUNBUFFERED", "1"
     if options.start_timeout is not None:
         yield "PSLITE_START_TIMEOUT", f"{options.start_timeout:g}"
+    if options.p3:
+        yield "DMLC_PS_VAN_TYPE", "p3"
     if import_root:
         inherited = environ.get("PYTHONPATH")
         yield "PYTHONPATH", f"{import_root}:{inherited}" if inherited else import_root

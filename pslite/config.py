@@ -16,6 +16,7 @@ T = TypeVar("T")
 
 MAX_JOB = 64  # characters; every message carries it
 TRANSPORTS = ("auto", "ipc", "tcp")
+VANS = ("zmq", "p3")  # of ps-lite's, those that mean something here
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Config:
     drop_rate: float = 0.0
     verbose: int = 0
     bigarray_bound: int = 1_000_000  # elements: a larger array is split over the servers
+    p3: bool = False  # cut every array into slices that go by priority
+    slice_threshold: int = 40_000  # elements of a slice
     notices: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod
@@ -70,6 +73,8 @@ class Config:
             drop_rate=read.number("PS_DROP_MSG", 0, float, 0, 100) / 100,
             verbose=read.number("PS_VERBOSE", 0, int, 0),
             bigarray_bound=read.number("MXNET_KVSTORE_BIGARRAY_BOUND", 1_000_000, int, 1),
+            p3=read.choice("DMLC_PS_VAN_TYPE", "zmq", VANS) == "p3",
+            slice_threshold=read.number("MXNET_KVSTORE_SLICE_THRESHOLD", 40_000, int, 1),
             notices=("PS_RESEND is not needed: delivery is always on",) if "PS_RESEND" in env else (),
         )
 

@@ -15,6 +15,7 @@ def test_defaults() -> None:
     assert (config.role, config.num_workers, config.num_servers, config.root) == ("worker", 1, 1, "")
     assert (config.timeout, config.start_timeout, config.resend_timeout) == (600.0, 60.0, 1.0)
     assert (config.rank, config.root_fd, config.notices) == (None, None, ())
+    assert (config.p3, config.slice_threshold) == (False, 40_000)
     assert config == Config()
 
 
@@ -43,6 +44,9 @@ def test_defaults() -> None:
         ({"PS_DROP_MSG": "10"}, "drop_rate", 0.1),
         ({"PS_VERBOSE": "2"}, "verbose", 2),
         ({"MXNET_KVSTORE_BIGARRAY_BOUND": "100"}, "bigarray_bound", 100),
+        ({"DMLC_PS_VAN_TYPE": "p3"}, "p3", True),
+        ({"DMLC_PS_VAN_TYPE": "ZMQ"}, "p3", False),
+        ({"MXNET_KVSTORE_SLICE_THRESHOLD": "100"}, "slice_threshold", 100),
         ({"DMLC_RANK": "3"}, "rank", 3),
         ({"DMLC_WORKER_ID": "2"}, "rank", 2),
         ({"DMLC_TASK_ID": "1", "DMLC_NUM_WORKER": "2"}, "rank", 1),
@@ -80,6 +84,8 @@ def test_a_variable_is_read(env: dict[str, str], field: str, value: Any) -> None
         ("PSLITE_ROOT_FD", "x", "give a number"),
         ("DMLC_RANK", "first", "give a number"),
         ("MXNET_KVSTORE_BIGARRAY_BOUND", "0", "at least 1"),
+        ("DMLC_PS_VAN_TYPE", "ibverbs", "allowed are zmq, p3"),
+        ("MXNET_KVSTORE_SLICE_THRESHOLD", "0", "at least 1"),
         ("DMLC_INTERFACE", "nothere0", "interfaces with IPv4 are among"),
     ],
 )
