@@ -95,13 +95,12 @@ class Window(Generic[Item]):
     def pop(self, room: bool = True) -> Item | None:
         """The next one to leave, or None; without ``room`` it need not fit."""
         while self._heap:
-            _, negative, _, first = self._heap[0]
-            if first.item is not None and -negative == first.priority:
-                if room and self.room <= 0 and first.cost:
-                    return None
-                heapq.heappop(self._heap)
+            first = self._heap[0][-1]
+            if room and first.item is not None and first.cost and self.room <= 0:
+                return None
+            heapq.heappop(self._heap)
+            if first.item is not None:  # else it has left with its higher, inherited priority
                 return self._take(first)
-            heapq.heappop(self._heap)  # it has left, or was raised since
         return None
 
     def _take(self, first: Waiting[Item]) -> Item | None:

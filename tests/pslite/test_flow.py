@@ -103,6 +103,14 @@ def test_without_shortage_everything_leaves_at_once() -> None:
     assert [m.body for m in sender.left[ROOM:]] == ["small", "settings"], "they need no room"
 
 
+def test_a_small_message_needs_no_room_when_it_is_its_turn() -> None:
+    sender = Sender()
+    sender.fill()
+    sender.send(message("bulk", [1]), message("small", [2], nbytes=8), message("urgent", [3], priority=1, nbytes=8))
+    assert [m.body for m in sender.left[ROOM:]] == ["urgent"]
+    assert sender.credit(2) == ["bulk", "small"]
+
+
 def test_a_message_larger_than_the_window_leaves() -> None:
     sender = Sender()
     sender.send(message("huge", [1], nbytes=3 * WINDOW), message("next", [2]))
@@ -344,6 +352,27 @@ def test_bulk_replies_are_acknowledged_without_a_request() -> None:
     assert [m.acks for m in said] == [[1, n * SAY_AFTER // CHUNK] for n in (1, 2, 3, 4)], "each says all again"
     [request] = sender.send(message("next", [1], nbytes=8))
     assert request.message.acks == [1, 2 * ROOM], "for an ACK may be lost, and a request is not"
+
+
+def test_a_request_acknowledges_replies_and_saves_the_ack() -> None:
+    sender = Sender()
+    for seq in range(1, 50):
+        sender.send(message(seq, [seq], nbytes=8))
+        reply = message("pulled", [seq], kind=Kind.REPLY)
+        reply.sender, reply.seq = SERVER, seq
+        assert sender.delivery.on_reply(0.0, SERVER, reply)[1] == []
+
+
+def test_a_reply_that_comes_twice_is_acknowledged_again() -> None:
+    """The server sent it twice, and both took room."""
+    sender = Sender()
+    sender.send(message(1, [1], nbytes=8))
+    acks = []
+    for _ in range(2):
+        sender.delivery.on_reply(0.0, SERVER, Message(Kind.REPLY, sender=SERVER, seq=1))
+        [request] = sender.send(message(2, [2], nbytes=8))
+        acks.append(request.message.acks)
+    assert acks == [[1, 1], [1, 1]]
 
 
 # Everything together, with losses
