@@ -29,7 +29,9 @@ Item = TypeVar("Item")
 
 def cost(message: Message) -> int:
     """The bytes that a message takes of a window."""
-    nbytes = message.nbytes
+    nbytes = 0
+    for array in message.arrays:
+        nbytes += array.nbytes
     return nbytes if nbytes >= SMALL else 0
 
 
