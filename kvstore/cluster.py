@@ -9,8 +9,8 @@ from pslite import InprocCluster, Postoffice, run_all
 from pslite.errors import ConfigError
 
 from .base import KVStore
-from .dist import DistStore
 from .factory import DIST_TYPES, checked_options, checked_type
+from .p3 import check_type, open_store
 from .server.service import serve
 
 T = TypeVar("T")
@@ -32,6 +32,7 @@ class LocalCluster:
         for name, count in (("workers", workers), ("servers", servers)):
             if not (isinstance(count, int) and count >= 1):
                 raise ConfigError(name=name, value=f"{count!r:.80}", allowed="give a number, at least 1")
+        check_type(self._type, bool(options.get("p3")))
         self._shape = {"workers": workers, "servers": servers, **checked_options(options)}
 
     def run(self, fn: Callable[[KVStore], T]) -> list[T]:
@@ -55,7 +56,7 @@ class LocalCluster:
 
     def _work(self, office: Postoffice, fn: Callable[[KVStore], T], raised: list[BaseException]) -> T:
         office.start()
-        with DistStore(self._type, office) as kv:
+        with open_store(self._type, office) as kv:
             try:
                 return fn(kv)
             except BaseException as error:

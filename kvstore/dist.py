@@ -42,7 +42,7 @@ from .transfer import pull_units, push_unit, residuals_of, stash, unstash
 
 log = logging.getLogger("kvstore")
 
-KEYS_PER_MESSAGE = 8192  # a header describes every array: it has a limit
+KEYS_PER_BATCH = 8192  # of init: a header describes every array, and a record of the directory every key
 MAX_AHEAD = 3  # unfinished pushes per key: the round that is open and two more; a fourth push waits
 _CALLS = {Flag.PUSH: "push", Flag.PULL: "pull", Flag.PUSH | Flag.PULL: "pushpull"}
 _T = TypeVar("_T")
@@ -50,6 +50,8 @@ _T = TypeVar("_T")
 
 class DistStore(Member):
     """One worker's store: the keys, and how they are pushed and pulled."""
+
+    keys_per_message = 8192  # a header describes every array: it has a limit
 
     def __init__(self, name: str, office: Postoffice) -> None:
         super().__init__(name, office)
@@ -208,7 +210,7 @@ class DistStore(Member):
         pairs = pairs_of(items, push=bool(flags & Flag.PUSH))
         what = f"{_CALLS[flags]} of {_shown([item.record.key for item in items])}"
         request = self._worker.send(
-            pairs, flags, DATA, priority, finish, self._codecs(flags), keys_per_message=KEYS_PER_MESSAGE, what=what
+            pairs, flags, DATA, priority, finish, self._codecs(flags), keys_per_message=self.keys_per_message, what=what
         )
         customer = self._worker.customer
         return Handle(lambda *timeout: customer.wait_for(request, *timeout), lambda: request.done)
@@ -410,4 +412,4 @@ def _shown(keys: list[Key]) -> str:
 
 
 def _batches(items: list[_T]) -> list[list[_T]]:
-    return [items[lo : lo + KEYS_PER_MESSAGE] for lo in range(0, len(items), KEYS_PER_MESSAGE)]
+    return [items[lo : lo + KEYS_PER_BATCH] for lo in range(0, len(items), KEYS_PER_BATCH)]

@@ -20,6 +20,7 @@ from pslite.errors import ArgumentTypeError, ConfigError, NotInClusterError, Pee
 from .base import KVStore
 from .dist import DistStore
 from .local import LocalStore
+from .p3 import check_type, open_store
 from .plugins import KVStoreBase
 from .server.service import serve as serve_job
 
@@ -39,6 +40,8 @@ OPTIONS = {  # of the dist types
     "timeout": "give seconds above 0, or None for ever",
     "start_timeout": "give seconds above 0, or None for ever",
     "bigarray_bound": "give a number of elements, at least 1",
+    "slice_threshold": "give a number of elements, at least 1",
+    "p3": "give True or False",
 }
 
 ELSEWHERE = {  # words of MXNet's types that are not here
@@ -59,8 +62,8 @@ def create(name: str = "local", **options: Any) -> KVStore:
     A name registered with ``KVStoreBase.register`` comes first, and makes an object of that class.
     The dist types join the job that the launcher started; in its server and scheduler processes they serve until the
     job ends and do not return. Options of dist types: ``timeout`` and ``start_timeout`` (seconds, None for ever),
-    ``bigarray_bound`` (elements from which an array is split over the servers). Raises ConfigError,
-    NotInClusterError, RendezvousTimeout.
+    ``bigarray_bound`` (elements from which an array is split over the servers), ``p3`` (True: arrays go in slices of
+    ``slice_threshold`` elements, by priority). Raises ConfigError, NotInClusterError, RendezvousTimeout.
     """
     plugin = KVStoreBase.kv_registry.get(name.lower()) if isinstance(name, str) else None
     kind = name.lower() if plugin else checked_type(name)
@@ -97,7 +100,9 @@ def checked_options(options: dict[str, Any]) -> dict[str, Any]:
     for option, value in options.items():
         if option not in OPTIONS:
             raise ConfigError(name=option, value=f"{value!s:.80}", allowed="options are " + ", ".join(OPTIONS))
-        if option == "bigarray_bound":
+        if option == "p3":
+            fits = isinstance(value, bool)
+        elif option in ("bigarray_bound", "slice_threshold"):
             fits = isinstance(value, int) and value >= 1
         else:
             fits = value is None or (isinstance(value, (int, float)) and value > 0)
@@ -110,11 +115,12 @@ def _join(kind: str, config: Config) -> DistStore:
     global _created
     if _created:
         raise ConfigError(name="type", value=kind, allowed="one dist store per launch: this process has had its own")
+    check_type(kind, config.p3)
     office = Postoffice(config)
     office.start()
     _created = True
     _install_hooks()
-    store = DistStore(kind, office)
+    store = open_store(kind, office)
     _open.add(store)
     return store
 

@@ -32,6 +32,7 @@ class Record:
 
     spec: Spec
     pieces: list[Piece]
+    flat: bool = False  # pieces are of the array's elements in C order, not of its rows
     version: int = 0  # of the value pulled last
     pushes: int = 0  # made by this worker: its next one is for round pushes + 1
     traffic: Traffic = field(default_factory=Traffic)  # pushes count under the store's lock, pulls as ``version`` does
@@ -49,25 +50,27 @@ class Record:
         """This piece of an array or of some rows, as a view; rows are counted from the piece's first one."""
         if self.whole:
             return content
-        return (
-            content.between(piece.first, piece.end) if isinstance(content, Rows) else content[piece.first : piece.end]
-        )
+        if isinstance(content, Rows):
+            return content.between(piece.first, piece.end)
+        return (content.reshape(-1) if self.flat else content)[piece.first : piece.end]
 
     def shape_of(self, piece: Piece) -> tuple[int, ...]:
         """The shape of this piece."""
-        return self.spec.shape if self.whole else (piece.end - piece.first, *self.spec.shape[1:])
+        row = () if self.flat else self.spec.shape[1:]
+        return self.spec.shape if self.whole else (piece.end - piece.first, *row)
 
     def to_wire(self) -> list[Any]:
         """What the directory keeps, the same for every worker."""
         spec = self.spec
-        return [list(spec.shape), spec.code, [[p.wire, p.first, p.end] for p in self.pieces], spec.sparse]
+        pieces = [[p.wire, p.first, p.end] for p in self.pieces]
+        return [list(spec.shape), spec.code, pieces, spec.sparse, self.flat]
 
     @staticmethod
     def from_wire(key: Key, wire: Any) -> Record:
         """The record that rank 0 published."""
         try:
-            shape, code, pieces, sparse = wire
-            return Record(Spec(key, tuple(shape), int(code), bool(sparse)), [Piece(*p) for p in pieces])
+            shape, code, pieces, sparse, flat = wire
+            return Record(Spec(key, tuple(shape), int(code), bool(sparse)), [Piece(*p) for p in pieces], bool(flat))
         except (TypeError, ValueError) as error:
             raise ProtocolError(f"the record of key {key!r} is malformed: {wire!r:.200}") from error
 

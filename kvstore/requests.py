@@ -158,7 +158,7 @@ def _decoded(record: Record, piece: Piece, code: list[Array], version: int, code
 
 
 def _write(out: Any, record: Record, found: Answers) -> None:
-    if record.whole or not isinstance(out, np.ndarray):
+    if record.whole or record.flat or not isinstance(out, np.ndarray):
         fill(out, _joined(record, found), record.spec)
         return
     for piece in record.pieces:  # each piece straight into its rows
@@ -167,4 +167,4 @@ def _write(out: Any, record: Record, found: Answers) -> None:
 
 def _joined(record: Record, found: Answers) -> Array:
     pieces = [found[p.wire][0] for p in record.pieces]
-    return pieces[0] if record.whole else np.concatenate(pieces)
+    return pieces[0] if record.whole else np.concatenate(pieces).reshape(record.spec.shape)

@@ -6,6 +6,7 @@ What compression holds back lives on every worker: it goes by way of the servers
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -50,11 +51,16 @@ def pull_units(worker: KVWorker, records: Iterable[Record], values: bool) -> Ite
         for part in worker.customer.wait_for(_send(worker, pairs_of(items, False), Flag.PULL, SAVE, values)):
             found.update(units_of(part))
         for record in batch:
-            yield record.spec, join(record.key, [(p.first, found[p.wire]) for p in record.pieces])
+            unit = join(record.key, [(p.first, found[p.wire]) for p in record.pieces])
+            if record.flat:
+                unit.arrays = {name: array.reshape(record.spec.shape) for name, array in unit.arrays.items()}
+            yield record.spec, unit
 
 
 def push_unit(worker: KVWorker, record: Record, unit: Unit) -> None:
     """Make a key what a unit says."""
+    if record.flat and not record.whole:
+        unit = replace(unit, arrays={name: array.reshape(-1) for name, array in unit.arrays.items()})
     cut = {p.wire: unit if record.whole else unit.cut(p.first, p.end) for p in record.pieces}
     worker.customer.wait_for(_send(worker, pairs_of_units(cut), Flag.PUSH, LOAD, None))
 

@@ -221,7 +221,7 @@ class RowIndexError(PSError, IndexError):
     rows: int
 
     def describe(self) -> str:
-        return f"key {self.key!r}: row {self.got} does not exist; the rows are 0 to {self.rows - 1}"
+        return f"key {self.key!r}: row {self.got} does not exist; the array has {self.rows} rows, numbered from 0"
 
 
 class CheckpointError(PSError, ValueError):

@@ -36,7 +36,7 @@ class Writer:
         """Write an array; returns the member's name, for the manifest."""
         name = f"{len(self._checksums)}.npy"
         with self._archive.open(name, "w", force_zip64=True) as member:
-            np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+            np.lib.format.write_array(member, np.asarray(array, order="C"), allow_pickle=False)
         self._checksums[name] = self._archive.getinfo(name).CRC
         return name
 
