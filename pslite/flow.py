@@ -49,7 +49,7 @@ class Waiting(Generic[Item]):
 
 
 class Window(Generic[Item]):
-    """The messages to one peer that are under way, and those that wait for room."""
+    """The messages to one peer that are under way, and those that wait for room. Used under the postoffice's lock."""
 
     def __init__(self) -> None:
         self.under_way: dict[int, int] = {}  # bytes by sequence number; of small messages nothing is noted
