@@ -19,10 +19,22 @@ from . import frameworks
 from .bfloat16 import bfloat16, from_float32, to_float32
 from .frameworks import Array, named
 
-__all__ = ["BLOCK", "Array", "Tensor", "accumulate", "check_out", "is_array", "narrow", "read", "widen", "write"]
+__all__ = [
+    "BLOCK",
+    "LOW_PRECISION",
+    "Array",
+    "Tensor",
+    "accumulate",
+    "check_out",
+    "is_array",
+    "narrow",
+    "read",
+    "widen",
+    "write",
+]
 
 BLOCK = 64 * 1024  # elements: the handful of blocks that one operation touches stay in the L2 cache
-_LOW_PRECISION = (CODES["float16"], BFLOAT16)
+LOW_PRECISION = (CODES["float16"], BFLOAT16)
 
 
 @dataclass(slots=True, eq=False)
@@ -96,12 +108,12 @@ def widen(data: Array, code: int) -> Array:
     """float16 and bfloat16 as a new float32 array; any other array itself."""
     if code == BFLOAT16:
         return to_float32(data)
-    return data.astype(np.float32) if code in _LOW_PRECISION else data
+    return data.astype(np.float32) if code in LOW_PRECISION else data
 
 
 def narrow(values: Array, out: Array, code: int) -> None:
     """Rounds what ``widen`` gave back into ``out``, in place; other arrays need nothing."""
-    if code in _LOW_PRECISION:
+    if code in LOW_PRECISION:
         out[...] = from_float32(values) if code == BFLOAT16 else values
 
 
@@ -112,7 +124,7 @@ def accumulate(arrays: Sequence[Array], code: int, out: Array | None = None, wid
     result is ``out`` (contiguous; it may be the first array, and must not overlap the others) or a new array, also
     when only one array is given. ``wide``: the sum of float16 and bfloat16 is not rounded but a new float32 array.
     """
-    keep = wide and code in _LOW_PRECISION
+    keep = wide and code in LOW_PRECISION
     assert out is None or not keep, "a sum that keeps its width is a new array"
     total = np.empty(arrays[0].shape, np.float32 if keep else storage(code)) if out is None else out
     assert total.flags.c_contiguous, "a reshaped copy would lose the sum"

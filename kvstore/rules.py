@@ -11,7 +11,7 @@ import numpy as np
 from pslite.dtypes import BFLOAT16, CODES
 from pslite.errors import ConfigError
 
-from .arrays import Array, narrow, widen
+from .arrays import LOW_PRECISION, Array, narrow, widen
 from .bfloat16 import bfloat16
 from .keys import Key
 from .optimizer.base import Optimizer, State
@@ -22,7 +22,6 @@ from .spec import Spec
 Updater = Callable[[Key, Any, Any], None]
 """``fn(key, received, stored)`` changes ``stored`` in place."""
 
-_LOW_PRECISION = (CODES["float16"], BFLOAT16)
 _RATES = (  # hyper-parameters that no slot depends on
     "learning_rate", "lr_scheduler", "lr_mult", "wd", "wd_mult", "rescale_grad", "clip_gradient", "begin_num_update",
     "param_dict", "param_idx2name", "lazy_update",
@@ -127,21 +126,14 @@ class OptimizerRule:
         return OptimizerRule(optimizer, self._series)
 
     def create_state(self, spec: Spec, value: Array) -> State:
-        if self.widens(spec.code):
-            master = widen(value, spec.code)
-            return {"master": master, **self.optimizer.create_state(spec.key, master)}
-        return self.optimizer.create_state(spec.key, _typed(value, spec.code))
+        return self.optimizer.create_state_multi_precision(spec.key, _typed(value, spec.code))
 
     def apply(self, change: Change) -> None:
+        code = change.spec.code
+        received = change.received if self.widens(code) else _typed(change.received, code)
         state = self._of_worker(change.state, change.rank)
-        master = state.pop("master", None)
-        update = self.optimizer.update
-        if master is None:
-            received = _typed(change.received, change.spec.code)
-            update(change.spec.key, _typed(change.stored, change.spec.code), received, state, change.count)
-        else:
-            update(change.spec.key, master, change.received, state, change.count)
-            narrow(master, change.stored, change.spec.code)
+        stored = _typed(change.stored, code)
+        self.optimizer.update_multi_precision(change.spec.key, stored, received, state, change.count)
 
     def _of_worker(self, state: State, rank: int) -> State:
         """The slots that this update works on."""
@@ -154,7 +146,7 @@ class OptimizerRule:
         return self.optimizer.lazy_update and not self.optimizer.worker_slots
 
     def widens(self, code: int) -> bool:
-        return self.optimizer.multi_precision and code in _LOW_PRECISION
+        return self.optimizer.multi_precision and code in LOW_PRECISION
 
     def continues(self, other: Rule) -> bool:
         return isinstance(other, OptimizerRule) and other._series is self._series

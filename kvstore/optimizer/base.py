@@ -11,8 +11,9 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from kvstore.arrays import Array
+from kvstore.arrays import LOW_PRECISION, Array, narrow, widen
 from kvstore.bfloat16 import bfloat16
+from pslite.dtypes import BFLOAT16, code_of
 from pslite.errors import ConfigError
 
 from .schedulers import LRScheduler
@@ -126,6 +127,27 @@ class Optimizer(ABC):
 
         weight, grad: arrays of one shape and dtype.
         """
+
+    def create_state_multi_precision(self, key: Key, weight: Weight) -> State:
+        """``create_state``; of a float16 or bfloat16 weight under ``multi_precision`` that of its float32 ``master``,
+        which is kept in the state too.
+        """
+        data, code = _bits(weight)
+        if not (self.multi_precision and code in LOW_PRECISION):
+            return self.create_state(key, weight)
+        master = widen(data, code)
+        return {"master": master, **self.create_state(key, master)}
+
+    def update_multi_precision(self, key: Key, weight: Weight, grad: Weight, state: State, count: int) -> None:
+        """``update``; if there is a ``master``, of that, which the weight then is, rounded. grad may be float32."""
+        slots = dict(state)
+        master = slots.pop("master", None)
+        if master is None:
+            self.update(key, weight, grad, slots, count)
+            return
+        self.update(key, master, widen(*_bits(grad)), slots, count)
+        data, code = _bits(weight)
+        narrow(master, data, code)
 
     def _rates(self, key: Key, count: int) -> Rates:
         return Rates(self._lr(key, count), self._wd(key), self.begin_num_update + count)
@@ -287,3 +309,11 @@ def _decode_parameters(wire: Any) -> dict[Key, dict[str, float]]:
     if not all(isinstance(t, (list, tuple)) and len(t) == 3 and isinstance(t[0], (int, str)) for t in triples):
         raise ConfigError(name="param_dict", value=f"{wire!r:.100}", allowed="give [[key, lr_mult, wd_mult], ...]")
     return {key: {n: number(n, v) for n, v in zip(_MULTIPLIERS, values, strict=True)} for key, *values in triples}
+
+
+def _bits(weight: Weight) -> tuple[Array, int]:
+    """The array in which a weight is stored, and its dtype's code."""
+    if isinstance(weight, bfloat16):
+        return weight.bits, BFLOAT16
+    code = code_of(weight.dtype)
+    return (weight.view(np.uint16) if code == BFLOAT16 else weight), code

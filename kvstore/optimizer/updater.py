@@ -21,7 +21,7 @@ class Updater:
     def __call__(self, key: Key, grad: Weight, weight: Weight) -> None:
         """grad, weight: arrays of one shape and dtype."""
         if key not in self.states:
-            self.states[key] = self.optimizer.create_state(key, weight)
+            self.states[key] = self.optimizer.create_state_multi_precision(key, weight)
         count = self.counts.get(key, 0) + 1
-        self.optimizer.update(key, weight, grad, self.states[key], count)
+        self.optimizer.update_multi_precision(key, weight, grad, self.states[key], count)
         self.counts[key] = count
