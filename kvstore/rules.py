@@ -137,6 +137,8 @@ class OptimizerRule:
 
     def _of_worker(self, state: State, rank: int) -> State:
         """The slots that this update works on."""
+        if not self.optimizer.worker_slots:
+            return state
         mine = {name: slot for name, slot in state.items() if "@" not in name}
         for name in self.optimizer.worker_slots:
             mine[name] = state.setdefault(f"{name}@{rank}", state[name].copy())

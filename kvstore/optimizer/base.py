@@ -140,11 +140,11 @@ class Optimizer(ABC):
 
     def update_multi_precision(self, key: Key, weight: Weight, grad: Weight, state: State, count: int) -> None:
         """``update``; if there is a ``master``, of that, which the weight then is, rounded. grad may be float32."""
-        slots = dict(state)
-        master = slots.pop("master", None)
+        master = state.get("master")
         if master is None:
-            self.update(key, weight, grad, slots, count)
+            self.update(key, weight, grad, state, count)
             return
+        slots = {name: slot for name, slot in state.items() if name != "master"}
         self.update(key, master, widen(*_bits(grad)), slots, count)
         data, code = _bits(weight)
         narrow(master, data, code)
