@@ -369,7 +369,8 @@ class DistStore(Member):
         """Go on with the rule that was saved."""
         rule = resumed(self._rule, wire)
         if rule is None or rule is self._rule:
-            self._tell_changes()
+            with self._lock:
+                self._tell_changes()
         elif isinstance(rule, OptimizerRule):
             self.set_optimizer(rule.optimizer)
         else:

@@ -135,8 +135,8 @@ class Member(KVStore):
         self._office.close()
 
     def _flush(self) -> None:
-        """Wait for all pushes; raises the first error that the user has not seen."""
-        while True:
+        """Wait for all pushes made so far; raises the first error that the user has not seen."""
+        for _ in range(len(self._in_flight)):
             with self._lock:
                 if not self._in_flight:
                     return

@@ -45,6 +45,13 @@ class Agreement:
         ticket.error = said[-1].error
         return [ticket, *self._compare()]
 
+    def follows(self, rank: int, what: str) -> bool:
+        """Whether a rank has said the same as rank 0 did last."""
+        said = self._said.get(what)
+        if not said:
+            return False
+        return rank == 0 or self._heard.get((what, rank)) == said[-1].number
+
     def on_decider_gone(self, error: PeerError) -> list[Ticket]:
         """Rank 0 has ended: what it has not decided never will be."""
         self._gone = error

@@ -41,9 +41,9 @@ class Settings:
         return self._agreement.say(Ticket(token, rank), what, value)
 
     def change(self, rank: int, number: int, wire: Any) -> None:
-        """A worker's ``number``-th change of hyper-parameters; raises ConfigError if it is of another optimizer."""
-        if not isinstance(self._rule, OptimizerRule):
-            raise ConfigError(name="optimizer", value="a change", allowed="call set_optimizer on every worker first")
+        """A worker's ``number``-th change of hyper-parameters; no effect if rank 0 has set another rule meanwhile."""
+        if not (isinstance(self._rule, OptimizerRule) and self._agreement.follows(rank, "rule")):
+            return
         rule = self._rule.changed(wire)
         if self.sync:
             self._changed[rank] = rule
