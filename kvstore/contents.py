@@ -108,30 +108,48 @@ class RowsWanted:
         """Put the rows of ``ids`` where they are wanted; returns the arrays, new ones where none were given."""
         filled = []
         for out, ids in self.outs:
-            own = rows[np.searchsorted(self.ids, ids)]
+            own = Rows(ids.copy(), rows[np.searchsorted(self.ids, ids)])
             if out is None:
-                out = RowSparseArray(Rows(ids, own), self.spec.code, self.spec.shape)
+                out = RowSparseArray(own, self.spec.code, self.spec.shape)
             else:
-                out._set(Rows(ids, own), self.spec.code)
+                out._set(own, self.spec.code)
             filled.append(out)
         return filled
 
 
 def rows_wanted(keys: Sequence[Key], out: Any, row_ids: Any, specs: dict[Key, Spec], listed: bool) -> list[RowsWanted]:
-    """The arguments of ``row_sparse_pull`` by key. ``listed``: they are lists with one entry for each key.
+    """The arguments of ``row_sparse_pull``, one entry for each key even if the call names it several times.
 
+    ``listed``: they are lists with one entry for each key.
     Raises ConfigError for numbers of arrays that do not fit, StorageError, ShapeError, RowIndexError.
     """
     outs = _per_key(out, len(keys), "out") if listed else [out]
     shared = not listed or _is_ids(row_ids)
     ids = [row_ids] * len(keys) if shared else _per_key(row_ids, len(keys), "row_ids")
-    return [_wanted(specs[key], o, i) for key, o, i in zip(keys, outs, ids, strict=True)]
+    wants: dict[Key, RowsWanted] = {}
+    for key, own, rows in zip(keys, outs, ids, strict=True):
+        want = _wanted(specs[key], own, rows)
+        if key in wants:
+            before = wants[key]
+            want = RowsWanted(want.spec, before.outs + want.outs, np.union1d(before.ids, want.ids))
+        wants[key] = want
+    return list(wants.values())
+
+
+def rows_returned(keys: Sequence[Key], listed: bool, arrays: dict[Key, list[RowSparseArray]]) -> Any:
+    """What ``row_sparse_pull`` without ``out`` returns: a list in the order of the keys, or an array."""
+    left = {key: iter(own) for key, own in arrays.items()}
+    found = [next(left[key]) for key in keys]
+    return found if listed else found[0]
 
 
 def _wanted(spec: Spec, out: Any, row_ids: Any) -> RowsWanted:
     outs = [out] if is_array(out) else list(out)
-    for one in outs:
-        if one is not None:
+    if not outs:
+        remedy = f"give a RowSparseArray for key {spec.key!r}, or one per device"
+        raise ConfigError(name="out", value="an empty list", allowed=remedy)
+    if out is not None:
+        for one in outs:
             check_sparse_out(one, spec)
     spec.check_wanted(np.empty(0, np.int64))
     given = [row_ids] if _is_ids(row_ids) else list(row_ids)

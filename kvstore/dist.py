@@ -154,7 +154,7 @@ class DistStore(Member):
             records = {k: self._records[k] for k in keys}
             wants = rows_wanted(keys, out, row_ids, {k: r.spec for k, r in records.items()}, listed)
             items = [item for want in wants for item in rows_of(records[want.spec.key], want)]
-            handle = self._send(items, Flag.PULL, priority, rows_into(wants, records, listed, out is None))
+            handle = self._send(items, Flag.PULL, priority, rows_into(keys, listed, records, wants, out is None))
         return self._waited(handle) if wait else handle
 
     def _push(self, groups: list[Group], priority: int, flags: int, finish: Callable[..., Any] | None) -> Handle:

@@ -16,12 +16,13 @@ from .base import KVStore, results
 from .bfloat16 import bfloat16
 from .checkpoint.files import Residual, Settings, opened, save
 from .compressing import Compression, Traffic, setting
-from .contents import check_outs, checked, fill, read_content, rows_wanted, summed
+from .contents import RowsWanted, check_outs, checked, fill, read_content, rows_returned, rows_wanted, summed
 from .handle import Handle
 from .keys import Group, Key, group
 from .optimizer.base import Optimizer
 from .rows import Content, Rows
 from .rules import ASSIGN, OptimizerRule, Rule, Updater, UpdaterRule, checked_states, resumed, updater_named
+from .sparse import RowSparseArray
 from .spec import Spec
 from .value import Value
 
@@ -144,9 +145,14 @@ class LocalStore(KVStore):
             self._check_open()
             keys, listed = self._keys(key, self._values), isinstance(key, (list, tuple))
             wanted = rows_wanted(keys, out, row_ids, self._specs, listed)
-            arrays = {w.spec.key: w.deliver(self._values[w.spec.key].read(w.ids)) for w in wanted}
-        result = None if out is not None else results(keys, listed, {k: filled[0] for k, filled in arrays.items()})
+            arrays = {w.spec.key: self._deliver(w) for w in wanted}
+        result = None if out is not None else rows_returned(keys, listed, arrays)
         return result if wait else Handle(result=result)
+
+    def _deliver(self, want: RowsWanted) -> list[RowSparseArray]:
+        rows = self._values[want.spec.key].read(want.ids)
+        self._pulled(want.spec.key, rows)
+        return want.deliver(rows)
 
     # -- how pushes change values -------------------------------------------------------------------------------------
 

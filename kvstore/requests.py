@@ -17,11 +17,12 @@ from .arrays import Array, write
 from .base import results
 from .commands import CODED, ROWS, WHOLE
 from .compression import Codec
-from .contents import RowsWanted, fill
+from .contents import RowsWanted, fill, rows_returned
 from .keys import Group, Key
 from .local import returned
 from .records import Piece, Record
 from .rows import Content, Rows
+from .sparse import RowSparseArray
 
 _INT64 = CODES["int64"]
 
@@ -113,17 +114,19 @@ def pull_into(
     return finish
 
 
-def rows_into(wants: list[RowsWanted], records: dict[Key, Record], listed: bool, new: bool) -> Callable[..., Any]:
+def rows_into(
+    keys: list[Key], listed: bool, records: dict[Key, Record], wants: list[RowsWanted], new: bool
+) -> Callable[..., Any]:
     """Put rows into the outs of a ``row_sparse_pull``; returns them if they are ``new``."""
 
     def finish(parts: list[KVPairs]) -> Any:
         found = _received(parts, records, None)
-        filled: dict[Key, Any] = {}
+        filled: dict[Key, list[RowSparseArray]] = {}
         for want in wants:
             pieces = [found[p.wire][0] for p in records[want.spec.key].pieces if p.wire in found]
             rows = pieces or [np.empty((0, *want.spec.shape[1:]), storage(want.spec.code))]
-            filled[want.spec.key] = want.deliver(np.concatenate(rows))[0]
-        return results([want.spec.key for want in wants], listed, filled) if new else None
+            filled[want.spec.key] = want.deliver(np.concatenate(rows))
+        return rows_returned(keys, listed, filled) if new else None
 
     return finish
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pslite.dtypes import CODES, storage
+from pslite.dtypes import BFLOAT16, CODES, storage
 from pslite.errors import DTypeError, RowIndexError, ShapeError
 
 from .arrays import Array, Tensor, accumulate, narrow, read, widen
@@ -23,6 +23,8 @@ __all__ = [
     "dense",
     "merge",
     "nonzero_rows",
+    "read_ids",
+    "row_numbers",
     "scatter",
     "wanted_ids",
 ]
@@ -68,15 +70,31 @@ def wanted_ids(row_ids: Any, rows: int, key: object) -> Ids:
 
     Raises RowIndexError for an id outside of 0 to rows - 1, DTypeError for what is not real numbers.
     """
-    values = read(np.asarray(row_ids, np.int64) if isinstance(row_ids, (list, tuple)) else row_ids, key)
+    return np.unique(row_numbers(row_ids, rows, key))
+
+
+def row_numbers(row_ids: Any, rows: int, key: object) -> Ids:
+    """Row ids as 1-D int64 in the order given; raises as ``wanted_ids`` does."""
+    values = read_ids(row_ids, key)
     if values.code == CODES["bool"]:
         raise DTypeError(key=str(key), got="bool row ids", expected="integers or floats")
-    data = widen(values.data, values.code)
-    if data.dtype.kind == "f" and not bool(np.isfinite(data).all()):
-        raise RowIndexError(key=str(key), got="a row id that is not finite", rows=rows)
-    ids = np.unique(np.trunc(data).astype(np.int64) if data.dtype.kind == "f" else data.astype(np.int64))
-    _check_range(ids, rows, key)
-    return ids
+    data = widen(values.data, values.code).reshape(-1)
+    if data.dtype == np.float32:
+        data = data.astype(np.float64)  # holds any number of rows exactly
+    inside = (data > -1) & (data < rows)  # NaN is not; compared before the cast, which would wrap
+    if not bool(inside.all()):
+        raise RowIndexError(key=str(key), got=str(data[~inside][0]), rows=rows)
+    return data.astype(np.int64)
+
+
+def read_ids(row_ids: Any, key: object) -> Tensor:
+    """An array of numbers, or a list of them; raises DTypeError for anything else."""
+    if not isinstance(row_ids, (list, tuple)):
+        return read(row_ids, key)
+    try:
+        return read(np.asarray(row_ids) if len(row_ids) else np.empty(0, np.int64), key)
+    except ValueError as error:  # lists of different lengths
+        raise DTypeError(key=str(key), got=f"row ids {row_ids!r:.80}", expected="integers or floats") from error
 
 
 def _check_range(ids: Ids, rows: int, key: object) -> None:
@@ -95,7 +113,8 @@ def merge(parts: Sequence[Rows], code: int, wide: bool = False) -> Rows:
         return Rows(first.ids.copy(), accumulate([part.data for part in parts], code, wide=wide))
     ids: Ids = np.unique(np.concatenate([part.ids for part in parts]))
     add = np.logical_or if code == CODES["bool"] else np.add
-    total = widen(np.zeros((len(ids), *first.data.shape[1:]), storage(code)), code)
+    width = widen(np.empty(0, storage(code)), code).dtype
+    total = np.full((len(ids), *first.data.shape[1:]), -0.0, width)  # not 0.0: -0.0 + x is x, also for x = -0.0
     with np.errstate(over="ignore", invalid="ignore"):
         for part in parts:
             at = np.searchsorted(ids, part.ids)
@@ -129,9 +148,6 @@ def as_dense(content: Content, shape: tuple[int, ...]) -> Array:
 
 def nonzero_rows(tensor: Tensor) -> Rows:
     """The rows of an array in which anything is not zero."""
-    data = tensor.data
-    flat = data.reshape(len(data), -1)
-    if data.dtype == np.uint16 and tensor.code == CODES["bfloat16"]:
-        flat = flat & 0x7FFF  # minus zero is zero
-    ids: Ids = np.flatnonzero((flat != 0).any(axis=1)).astype(np.int64)
-    return Rows(ids, data[ids])
+    bits = tensor.data & 0x7FFF if tensor.code == BFLOAT16 else tensor.data  # minus zero is zero
+    ids: Ids = np.flatnonzero(bits.any(axis=tuple(range(1, bits.ndim)))).astype(np.int64)
+    return Rows(ids, tensor.data[ids])

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from pslite.dtypes import BFLOAT16, CODES, NAMES, code_of, storage
-from pslite.errors import ConfigError, DTypeError, RowIndexError, ShapeError
+from pslite.dtypes import BFLOAT16, NAMES, code_of, storage
+from pslite.errors import ConfigError, DTypeError, ShapeError
 
 from .arrays import Array, read
 from .bfloat16 import bfloat16, from_float32, to_float32
-from .rows import Ids, Rows, dense, merge, nonzero_rows
+from .rows import Ids, Rows, dense, merge, nonzero_rows, read_ids, row_numbers
 
 __all__ = ["RowSparseArray", "from_dense", "row_sparse_array", "zeros"]
 
@@ -73,7 +73,7 @@ class RowSparseArray:
         return self
 
     def __isub__(self, other: Any) -> RowSparseArray:
-        return self.__iadd__(self._like(other) * -1)
+        return self.__iadd__(-self._like(other))
 
     def __imul__(self, factor: Any) -> RowSparseArray:
         self._data[...] = (self * factor)._data
@@ -85,14 +85,21 @@ class RowSparseArray:
     def __sub__(self, other: Any) -> RowSparseArray:
         return self.copy().__isub__(other)
 
+    def __neg__(self) -> RowSparseArray:
+        data = self._data ^ np.uint16(0x8000) if self._code == BFLOAT16 else np.negative(self._data)
+        return RowSparseArray(Rows(self.indices.copy(), data), self._code, self.shape)
+
     def __mul__(self, factor: Any) -> RowSparseArray:
         if not isinstance(factor, (int, float, np.integer, np.floating)):
             raise ConfigError(name="factor", value=f"{factor!r:.80}", allowed="a RowSparseArray times a number")
-        if self._code == BFLOAT16:
-            data: Array = from_float32(to_float32(self._data) * np.float32(factor))
-        else:
-            data = np.asarray(self._data * self._data.dtype.type(factor))
-        return RowSparseArray(Rows(self.indices, data), self._code, self.shape)
+        if self._data.dtype.kind in "iub" and self._code != BFLOAT16 and factor != int(factor):
+            raise DTypeError(key="factor", got=f"a fraction, {factor!r}", expected=f"as the array: {NAMES[self._code]}")
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self._code == BFLOAT16:
+                data: Array = from_float32(to_float32(self._data) * np.float32(factor))
+            else:
+                data = self._data * np.asarray(factor).astype(self._data.dtype)
+        return RowSparseArray(Rows(self.indices.copy(), data), self._code, self.shape)
 
     __rmul__ = __mul__
 
@@ -126,8 +133,9 @@ class RowSparseArray:
 def row_sparse_array(arg: tuple[Any, Any], shape: Sequence[int], dtype: Any = None) -> RowSparseArray:
     """``row_sparse_array((data, indices), shape)``.
 
-    data: shape (n, *shape[1:]). indices: n row numbers in any order, each once. dtype: None for that of data, else
-    what numpy takes or 'bfloat16'. Raises ShapeError, DTypeError, RowIndexError (an IndexError), ConfigError.
+    data: shape (n, *shape[1:]). indices: n integers in any order, each row once. dtype: None for that of data, else
+    what numpy takes or 'bfloat16'. Both are copied. Raises ShapeError, DTypeError, RowIndexError (an IndexError),
+    ConfigError.
     """
     if not (isinstance(arg, (tuple, list)) and len(arg) == 2):
         raise ConfigError(name="arg", value=f"{arg!r:.80}", allowed="give (data, indices)")
@@ -135,18 +143,14 @@ def row_sparse_array(arg: tuple[Any, Any], shape: Sequence[int], dtype: Any = No
     tensor = read(np.asarray(arg[0]) if isinstance(arg[0], (list, tuple)) else arg[0], "data")
     code = tensor.code if dtype is None else _code(dtype)
     data = tensor.data if code == tensor.code else _cast(tensor.data, tensor.code, code)
-    given = np.asarray(
-        read(np.asarray(arg[1], np.int64) if isinstance(arg[1], (list, tuple)) else arg[1], "indices").data
-    )
-    if given.dtype.kind not in "iu":
-        raise DTypeError(key="indices", got=str(given.dtype), expected="integers")
-    ids = given.reshape(-1).astype(np.int64)
+    given = read_ids(arg[1], "indices")
+    if given.data.dtype.kind not in "iu" or given.code == BFLOAT16:
+        raise DTypeError(key="indices", got=NAMES[given.code], expected="integers")
+    ids = row_numbers(given.data, whole[0], "indices")
     if data.shape != (len(ids), *whole[1:]):
         raise ShapeError(key="data", got=list(data.shape), expected=[len(ids), *whole[1:]])
     order = np.argsort(ids, kind="stable")
     ids, data = ids[order], data[order]
-    if ids.size and (ids[0] < 0 or ids[-1] >= whole[0]):
-        raise RowIndexError(key="indices", got=str(ids[0] if ids[0] < 0 else ids[-1]), rows=whole[0])
     if ids.size and not bool((ids[1:] > ids[:-1]).all()):
         twice = int(ids[1:][ids[1:] == ids[:-1]][0])
         raise ConfigError(name="indices", value=twice, allowed="give each row once: sum its gradients first")
@@ -162,22 +166,24 @@ def zeros(shape: Sequence[int], dtype: Any = "float32") -> RowSparseArray:
 def from_dense(a: Any) -> RowSparseArray:
     """The rows of an array (at least 1-D) that are not all zeros."""
     tensor = read(a, "a")
-    return RowSparseArray(nonzero_rows(tensor), tensor.code, _shape(tensor.shape))
+    shape = _shape(tensor.shape)
+    return RowSparseArray(nonzero_rows(tensor), tensor.code, shape)
 
 
 def _shape(shape: Sequence[int]) -> tuple[int, ...]:
-    whole = tuple(int(n) for n in shape) if isinstance(shape, Sequence) else ()
-    if not whole or min(whole) < 0:
+    fits = isinstance(shape, (list, tuple)) and len(shape) and all(isinstance(n, (int, np.integer)) for n in shape)
+    if not fits or min(shape) < 0:
         raise ConfigError(name="shape", value=f"{shape!r:.80}", allowed="give a tuple of at least one dimension")
-    return whole
+    return tuple(int(n) for n in shape)
 
 
 def _code(dtype: Any) -> int:
     if dtype is bfloat16 or dtype == "bfloat16":
         return BFLOAT16
-    if isinstance(dtype, str) and dtype in CODES:
-        return CODES[dtype]
-    return code_of(np.dtype(dtype), "dtype")
+    try:
+        return code_of(np.dtype(dtype), "dtype")
+    except TypeError as error:
+        raise DTypeError(key="dtype", got=f"{dtype!r:.80}", expected="one of " + ", ".join(NAMES)) from error
 
 
 def _cast(data: Array, code: int, target: int) -> Array:
