@@ -36,7 +36,6 @@ from .records import Planner, Record
 from .requests import Item, coded, pairs_of, pull_into, pushed, rows_into, rows_of, wanted
 from .rows import Content, Rows
 from .rules import ASSIGN, OptimizerRule, Rule, Updater, checked_states, name_of_updater, resumed, updater_named
-from .sparse import RowSparseArray
 from .spec import Spec
 from .transfer import pull_units, push_unit, residuals_of, stash, unstash
 
@@ -136,13 +135,15 @@ class DistStore(Member):
         outs = self._groups(key, value if out is None else out, self._records, "out")
         if {g.key for g in outs} != {g.key for g in groups}:
             raise ConfigError(name="out", value=f"keys {[g.key for g in outs]}", allowed="the keys that are pushed")
-        if any(isinstance(array, RowSparseArray) for g in outs for array in g.arrays):  # they are not pulled
-            self._push(groups, priority, Flag.PUSH, None)
-            return self.pull(key, value if out is None else out, priority, wait=wait)
+        outs = check_outs(outs, {g.key: self._records[g.key].spec for g in outs}, ignore_sparse=True)
         records = {g.key: self._records[g.key] for g in outs}
-        outs = check_outs(outs, {k: record.spec for k, record in records.items()}, ignore_sparse=True)
         finish = pull_into(list(records), _is_list(key), records, outs, self._pull_codec())
-        handle = self._push(groups, priority, Flag.PUSH | Flag.PULL, finish)
+        if len(outs) == len(groups):
+            handle = self._push(groups, priority, Flag.PUSH | Flag.PULL, finish)
+        else:  # the others' outs are row-sparse: nothing comes back for them
+            self._push(groups, priority, Flag.PUSH, None)
+            with self._lock:
+                handle = self._send([i for r in records.values() for i in wanted(r)], Flag.PULL, priority, finish)
         return self._waited(handle) if wait else handle
 
     def row_sparse_pull(
