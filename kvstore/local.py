@@ -83,7 +83,7 @@ class LocalStore(KVStore):
         """The sum over the devices, of what each is after compression if that is set."""
         spec, traffic = self._specs[key], self._traffic[key]
         traffic.push_raw += sum(content.nbytes for content in contents)
-        if self._compression.codec is None and not self._compression.feedback:
+        if isinstance(contents[0], Rows) or (self._compression.codec is None and not self._compression.feedback):
             traffic.push += sum(content.nbytes for content in contents)
             return summed(contents, spec)
         arrived: list[Content] = []
