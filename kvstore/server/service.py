@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 import pslite
+from kvstore.arrays import Array
 from kvstore.commands import CODED, CONTROL_APP, DATA, DATA_APP, INIT, LOAD, ROWS, SAVE, STASH, UNSTASH, USER_APP, WHOLE
 from kvstore.compression import Codec, cached
+from kvstore.keys import checked
 from kvstore.rows import Content, Ids, Rows
 from kvstore.spec import Spec
 from kvstore.transfer import pairs_of_units, units_of
@@ -125,7 +127,7 @@ def _contents(meta: KVMeta, pairs: KVPairs) -> list[tuple[Content | Coded, int]]
     kinds = [WHOLE] * len(pairs.keys) if pairs.kinds is None else pairs.kinds.tolist()
     numbers = [0] * len(pairs.keys) if pairs.rounds is None else pairs.rounds.tolist()
     codec = None if meta.cmd == INIT else _codec(meta, 0)
-    for kind, number, arrays in zip(kinds, numbers, pairs.arrays(), strict=True):
+    for kind, number, arrays in zip(kinds, numbers, _arrays(pairs), strict=True):
         own = list(itertools.islice(codes, len(arrays)))
         if kind == WHOLE and len(arrays) == 1:
             found.append((arrays[0], own[0]))
@@ -142,7 +144,20 @@ def _wanted(pairs: KVPairs) -> list[Ids | None]:
     """The rows that a pull wants of each key; None: all."""
     if pairs.kinds is None:
         return [None] * len(pairs.keys)
-    return [a[0] if kind == ROWS and a else None for kind, a in zip(pairs.kinds.tolist(), pairs.arrays(), strict=True)]
+    wanted: list[Ids | None] = []
+    for kind, arrays in zip(pairs.kinds.tolist(), _arrays(pairs), strict=True):
+        if kind not in (WHOLE, ROWS) or len(arrays) != (kind == ROWS):
+            raise ProtocolError(f"a pull of kind {kind} with {len(arrays)} arrays")
+        wanted.append(arrays[0] if arrays else None)
+    return wanted
+
+
+def _arrays(pairs: KVPairs) -> list[list[Array]]:
+    """The arrays of each key; raises ProtocolError unless there is an entry for each."""
+    arrays = pairs.arrays() if isinstance(pairs.vals, list) else []
+    if len(arrays) != len(pairs.keys):
+        raise ProtocolError("the values of a key-value message are not arrays, one or more for each key")
+    return arrays
 
 
 def _created(meta: KVMeta, pairs: KVPairs) -> dict[int, New]:
@@ -152,9 +167,11 @@ def _created(meta: KVMeta, pairs: KVPairs) -> dict[int, New]:
         for wire, (content, code) in zip(pairs.keys.tolist(), _contents(meta, pairs), strict=True):
             key, split, shape = meta.meta[wire]
             assert not isinstance(content, Coded)
-            new[wire] = New(Spec(key, tuple(shape), code, isinstance(content, Rows)), bool(split), content)
+            if not all(isinstance(n, int) and 0 <= n < 2**63 for n in shape):
+                raise ValueError(f"shape {shape!r:.80}")
+            new[wire] = New(Spec(checked(key), tuple(shape), code, isinstance(content, Rows)), bool(split), content)
         return new
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, LookupError, ValueError) as error:
         raise ProtocolError(f"an init without the names of its keys: {error}") from error
 
 

@@ -137,6 +137,8 @@ class Store:
         """The current values, at once: for a request that was served before and whose answer got lost."""
         entries = [self._find(key) for key in keys]
         ids = wanted or [None] * len(entries)
+        for entry, i in zip(entries, ids, strict=True):
+            entry.value.spec.check_wanted(i)
         answers = [_answer(entry.value, i, codec) for entry, i in zip(entries, ids, strict=True)]
         return [Ticket(token, rank, True, codec, 0, list(answers))]
 
