@@ -34,9 +34,7 @@ class Setup:
         if self.type in ("local", "device"):
             with kvstore.create(self.type) as kv:
                 return [work(kv)]
-        cluster = kvstore.LocalCluster(
-            self.workers, self.servers, self.type, bigarray_bound=self.bound, timeout=10
-        )
+        cluster = kvstore.LocalCluster(self.workers, self.servers, self.type, bigarray_bound=self.bound, timeout=10)
         return cluster.run(work)
 
 
