@@ -13,6 +13,7 @@ from pslite.dtypes import BFLOAT16, CODES, storage
 from pslite.errors import DTypeError, RowIndexError, ShapeError
 
 from .arrays import Array, Tensor, accumulate, narrow, read, widen
+from .pages import lazy_zeros
 
 __all__ = [
     "Content",
@@ -130,7 +131,7 @@ def merge(parts: Sequence[Rows], code: int, wide: bool = False) -> Rows:
 
 def dense(rows: Rows, shape: tuple[int, ...]) -> Array:
     """The whole array, zero where there is no row."""
-    whole = np.zeros(shape, rows.data.dtype)
+    whole = lazy_zeros(shape, rows.data.dtype)
     scatter(rows, whole)
     return whole
 

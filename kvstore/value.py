@@ -19,6 +19,7 @@ from .arrays import Array, accumulate, widen
 from .checkpoint.unit import SENT, SLOT, VALUE, Unit
 from .compression import Codec, Feedback
 from .optimizer.base import State
+from .pages import in_small_pages, lazy_zeros
 from .rows import Content, Ids, Rows, as_dense, dense, merge, scatter
 from .rules import Change, Rule
 from .spec import Spec
@@ -48,9 +49,7 @@ class Value:
         spec.check(content, spec.code)
         if not isinstance(content, Rows):
             return Value(spec, content.copy())
-        value = Value(spec, np.zeros(spec.shape, storage(spec.code)), filled=content.ids.copy())
-        scatter(content, value.data)
-        return value
+        return Value(spec, dense(content, spec.shape), filled=content.ids.copy())
 
     def read(self, ids: Ids | None = None) -> Array:
         """The whole value, or copies of some rows."""
@@ -156,7 +155,7 @@ class Value:
         """What the table holds is these rows and nothing else; costs as much as the rows there were and are."""
         if self.filled is None:
             self.data = np.empty(0)  # first: there is not always memory for two tables
-            self.data = np.zeros(self.spec.shape, storage(self.spec.code))
+            self.data = lazy_zeros(self.spec.shape, storage(self.spec.code))
         else:
             self.data[self.filled] = 0
         self.filled = rows.ids
@@ -202,10 +201,14 @@ class Value:
     def _adopt(self, rule: Rule) -> None:
         """Start with another rule: afresh, or with the slots that there are if only hyper-parameters have changed."""
         if self.rule is None or not rule.continues(self.rule):
-            self.state, self.count = rule.create_state(self.spec, self.data), 0
+            self.state, self.count = self._slots(rule), 0
         elif not rule.has_slots_of(self.rule):
-            self.state = rule.create_state(self.spec, self.data) | self.state
+            self.state = self._slots(rule) | self.state
         self.rule = rule
+
+    def _slots(self, rule: Rule) -> State:
+        slots = rule.create_state(self.spec, self.data)
+        return {name: in_small_pages(slot) for name, slot in slots.items()} if self.spec.sparse else slots
 
     def _swap(self, data: Array) -> None:
         self.data, self.spare = data, self.data

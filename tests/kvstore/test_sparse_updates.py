@@ -174,19 +174,18 @@ def test_devices_and_dense_keys_under_an_optimizer(setup: Setup) -> None:
 
 @each_setup
 def test_an_optimizer_of_the_users_may_be_lazy(setup: Setup) -> None:
-    """With slots of its own, one for each worker too; what it raises leaves value and slots as they were."""
+    """With slots of its own; what it raises leaves value and slots as they were."""
 
     class Counting(Optimizer):
         lazy_update = True
-        worker_slots = ("mine",)
 
         def create_state(self, key: Any, weight: Any) -> dict[str, Any]:
-            return {"all": np.zeros(weight.shape), "mine": np.zeros(len(weight))}
+            return {"each": np.zeros(weight.shape), "row": np.zeros(len(weight))}
 
         def update(self, key: Any, weight: Any, grad: Any, state: dict[str, Any], count: int) -> None:
-            state["all"] += 1
-            state["mine"] += 1
-            weight += state["all"] + 10 * state["mine"][:, None]
+            state["each"] += 1
+            state["row"] += 1
+            weight += state["each"] + 10 * state["row"][:, None]
             if (grad >= 13).any():
                 raise ValueError("unlucky")
 
