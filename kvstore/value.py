@@ -82,7 +82,7 @@ class Value:
                 arrays[SENT] = self.sent.residual
         unit = Unit(arrays, version=self.version, count=self.count)
         if self.spec.sparse and all(array.shape[:1] == self.spec.shape[:1] for array in arrays.values()):
-            filled = [(array.reshape(len(array), -1) != 0).any(axis=1) for array in arrays.values()]
+            filled = [array.any(axis=tuple(range(1, array.ndim))) for array in arrays.values()]
             unit.ids = np.flatnonzero(np.logical_or.reduce(filled)) if filled else np.empty(0, np.int64)
             unit.arrays = {name: array[unit.ids] for name, array in arrays.items()}
         return unit
