@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -296,3 +297,37 @@ def test_a_local_updater_may_pull_rows_of_another_key() -> None:
         kv.set_updater(fn)
         kv.push("a", rsp({2: 1}, SHAPE))
         assert column(kv.pull("a")) == [1, 1, 6, 1, 1, 1]
+
+
+# -- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+@each_setup
+def test_training_goes_on_from_a_checkpoint_with_the_same_bits(setup: Setup, tmp_path: Path) -> None:
+    """Tables, slots and counts; also of a table without rows, and on the other setups."""
+
+    def begin(kv: KV) -> None:
+        kv.set_optimizer(create("adam", learning_rate=0.1))
+        kv.init(["t", "none"], [rsp({0: 1, 4: 2}, SHAPE), zeros((0, 3))])
+
+    def stop(kv: KV) -> bytes:
+        begin(kv)
+        for grad in gradients()[:3]:
+            push(kv, "t", grad)
+        push(kv, "none", zeros((0, 3)))
+        kv.barrier()
+        kv.save(tmp_path / "saved")
+        for grad in gradients()[3:]:
+            push(kv, "t", grad)
+        return bytes(kv.pull("t").tobytes())
+
+    def go_on(kv: KV) -> bytes:
+        begin(kv)
+        kv.load(tmp_path / "saved")
+        for grad in gradients()[3:]:
+            push(kv, "t", grad)
+        return bytes(kv.pull("t").tobytes())
+
+    [expected] = set(setup.run(stop))
+    for other in (setup, FEW[0], *(s for s in FEW if s.workers == setup.workers and s.type == setup.type)):
+        assert set(other.run(go_on)) == {expected}
