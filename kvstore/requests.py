@@ -21,7 +21,7 @@ from .contents import RowsWanted, fill, rows_returned
 from .keys import Group, Key
 from .local import returned
 from .records import Piece, Record
-from .rows import Content, Rows
+from .rows import Content, Rows, as_dense
 from .sparse import RowSparseArray
 
 _INT64 = CODES["int64"]
@@ -43,6 +43,8 @@ class Item:
 
 def pushed(record: Record, content: Content) -> list[Item]:
     """The pieces of what is pushed. Each server of a split key gets one, if without rows: it makes the round."""
+    if record.flat:  # slices of elements have no rows
+        content = as_dense(content, record.spec.shape)
     return [_item(record, piece, record.cut(piece, content)) for piece in record.pieces]
 
 

@@ -625,6 +625,15 @@ def test_rows_are_refused_under_compression_and_work_when_it_is_ended() -> None:
         np.testing.assert_array_equal(kv.pull("w"), np.full(SHAPE, 0.5))
 
 
+def test_rows_onto_a_dense_key_that_travels_in_slices() -> None:
+    def work(kv: KV) -> None:
+        kv.init("w", np.ones(SHAPE, np.float32))
+        kv.push("w", rsp({kv.rank: 1}, SHAPE) if kv.rank else zeros(SHAPE))
+        assert column(kv.pull("w")) == [0, 1, 1, 0, 0, 0]
+
+    kvstore.LocalCluster(workers=3, servers=2, p3=True, slice_threshold=5, timeout=10).run(work)
+
+
 def test_the_rows_of_a_dense_array_are_found() -> None:
     array = np.zeros((4, 2), np.float32)
     array[2, 1] = np.nan
