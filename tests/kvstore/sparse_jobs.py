@@ -10,9 +10,10 @@ import numpy as np
 
 import kvstore
 from kvstore.bfloat16 import to_float32
-from kvstore.sparse import RowSparseArray, row_sparse_array
+from kvstore.sparse import RowSparseArray, row_sparse_array, zeros
 
 KV = kvstore.KVStore
+SHAPE = (6, 3)  # of the tables that are tried
 
 
 @dataclass(frozen=True)
@@ -66,3 +67,17 @@ def column(array: Any) -> list[float]:
     rows = plain(array).reshape(len(plain(array)), -1)
     assert (rows == rows[:, :1]).all(), rows
     return rows[:, 0].tolist()
+
+
+def senders(kv: KV) -> int:
+    """How many workers' equal pushes make one value."""
+    return kv.num_workers if kv.type == "dist_sync" else 1
+
+
+def rows(kv: KV, key: str) -> list[float]:
+    """The first number of each row, as a pull of all rows gives it when all workers have pushed."""
+    kv.barrier()
+    out = zeros(SHAPE)
+    kv.row_sparse_pull(key, out=out, row_ids=np.arange(SHAPE[0]))
+    kv.barrier()
+    return column(out)
