@@ -5,13 +5,12 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
-from pslite import SERVER_GROUP, WORKER_GROUP, Flag, Postoffice
+from pslite import SERVER_GROUP, WORKER_GROUP, Flag, Postoffice, Request
 from pslite.dtypes import NAMES, storage
 from pslite.errors import (
     ConfigError,
@@ -56,7 +55,7 @@ class DistStore(Member):
         super().__init__(name, office)
         self._records: dict[Key, Record] = {}
         self._planner = Planner(office.server_key_ranges(), office.config.bigarray_bound)
-        self._ahead: dict[Key, deque[Handle]] = {}  # pushes that are not applied yet
+        self._ahead: dict[Key, list[Request]] = {}  # pushes that are not applied yet
         self._compression = Compression()
         self._rule: Rule | None = None  # as set by this worker
         self._told: Any = None  # the optimizer's hyper-parameters, as the servers know them from this worker
@@ -165,10 +164,8 @@ class DistStore(Member):
         with self._lock:
             self._check_closing()
             self._tell_changes()
-            handle = self._send(self._merged(groups), flags, priority, finish)
+            handle = self._send(self._merged(groups), flags, priority, finish, groups)
             self._in_flight.append(handle)
-            for g in groups:
-                self._ahead.setdefault(g.key, deque()).append(handle)
         return handle
 
     def _merged(self, groups: list[Group]) -> list[Item]:
@@ -205,7 +202,14 @@ class DistStore(Member):
         groups = self._groups(key, out, self._records, "out")
         return check_outs(groups, {g.key: self._records[g.key].spec for g in groups}, ignore_sparse)
 
-    def _send(self, items: list[Item], flags: int, priority: int, finish: Callable[..., Any] | None) -> Handle:
+    def _send(
+        self,
+        items: list[Item],
+        flags: int,
+        priority: int,
+        finish: Callable[..., Any] | None,
+        groups: Sequence[Group] = (),
+    ) -> Handle:
         if not items:
             return Handle(result=None if finish is None else finish([]))
         pairs = pairs_of(items, push=bool(flags & Flag.PUSH))
@@ -213,6 +217,8 @@ class DistStore(Member):
         request = self._worker.send(
             pairs, flags, DATA, priority, finish, self._codecs(flags), keys_per_message=self.keys_per_message, what=what
         )
+        for g in groups:
+            self._ahead.setdefault(g.key, []).append(request)
         customer = self._worker.customer
         return Handle(lambda *timeout: customer.wait_for(request, *timeout), lambda: request.done)
 
@@ -231,13 +237,18 @@ class DistStore(Member):
         for g in groups:
             while True:
                 with self._lock:
-                    ahead = self._ahead.setdefault(g.key, deque())
-                    while ahead and ahead[0].done():
-                        ahead.popleft()
+                    ahead = [request for request in self._ahead.get(g.key, ()) if not request.done]
+                    self._ahead[g.key] = ahead
                     if len(ahead) < MAX_AHEAD:
                         break
                     oldest = ahead[0]
-                oldest.wait()
+                # Any of them may be the next to end: the oldest may wait for another key that was pushed with this one.
+                self._office.wait(
+                    lambda: any(request.done for request in ahead),  # noqa: B023 - runs at once
+                    oldest.what,
+                    oldest.unanswered,
+                )
+                self._raise_failed()
 
     # -- how pushes change values -------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from . import errors
 from ._version import __version__
 from .cluster import InprocCluster, run_all
 from .config import Config
+from .customer import Request
 from .default_handle import KVServerDefaultHandle
 from .errors import *  # noqa: F403 - the tree of errors is part of the public names
 from .ids import ALL, SCHEDULER, SERVER_GROUP, WORKER_GROUP, name_of, rank_of, role_of, server_id, worker_id
@@ -35,6 +36,7 @@ __all__ = [
     "KVServerDefaultHandle",
     "KVWorker",
     "Postoffice",
+    "Request",
     "SimpleApp",
     "SimpleData",
     "Slicer",
