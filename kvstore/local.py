@@ -76,8 +76,14 @@ class LocalStore(KVStore):
         if self._compression.codec is not None:
             for key, contents in pushed:
                 self._compression.check(self._specs[key], contents)
+        errors: list[Exception] = []
         for key, contents in sorted(pushed, key=lambda p: self._order[p[0]]):
-            self._values[key].apply([self._summed(key, contents)], self._rule)
+            try:
+                self._values[key].apply([self._summed(key, contents)], self._rule)
+            except Exception as error:  # noqa: PERF203 - as on servers, the rule's error keeps this key only as it was
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def _summed(self, key: Key, contents: list[Content]) -> Content:
         """The sum over the devices, of what each is after compression if that is set."""
@@ -88,11 +94,12 @@ class LocalStore(KVStore):
             return summed(contents, spec)
         arrived: list[Content] = []
         for device, content in enumerate(contents):
-            assert not isinstance(content, Rows)
-            if self._compression.codec is None:
+            nbytes = content.nbytes
+            if isinstance(content, Rows):  # never compressed: what was held back waits for a dense push
+                pass
+            elif self._compression.codec is None:
                 content = content.copy()
                 self._compression.release(key, device, content)
-                nbytes = content.nbytes
             else:
                 content, nbytes = self._compression.through(spec, device, content, self._values[key].version + 1)
             arrived.append(content)

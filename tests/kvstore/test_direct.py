@@ -5,8 +5,11 @@ from __future__ import annotations
 from random import Random
 
 import numpy as np
+import pytest
 
+import kvstore
 from kvstore.dist import MAX_AHEAD
+from kvstore.sparse import from_dense
 
 from .direct import Cluster
 
@@ -25,3 +28,25 @@ def test_a_push_of_several_keys_does_not_hold_up_later_pushes_of_one_of_them() -
     slow.push("b", ONE)
     both.wait()
     np.testing.assert_array_equal(fast.pull("b"), 2 * ONE)
+
+
+def test_the_rule_fails_on_one_key_of_a_local_push_and_changes_the_others() -> None:
+    kv = kvstore.create("local")
+    kv.init(["a", "counts", "b"], [ONE, ONE.astype(np.int32), ONE])
+    kv.set_optimizer(kvstore.optimizer.create("test"))
+    with pytest.raises(kvstore.DTypeError, match="counts"):
+        kv.push(["a", "counts", "b"], [ONE, ONE.astype(np.int32), ONE])
+    for key, expected in (("a", 2), ("counts", 1), ("b", 2)):
+        np.testing.assert_array_equal(kv.pull(key), expected * ONE)
+
+
+def test_rows_can_be_pushed_after_compression_has_ended() -> None:
+    kv = kvstore.create("device")
+    kv.init(["w", "table"], [ONE, from_dense(ONE)])
+    kv.set_gradient_compression({"type": "2bit", "threshold": 2})
+    kv.push("w", ONE)
+    kv.set_gradient_compression({"type": "none"})
+    kv.push("table", from_dense(3 * ONE))
+    np.testing.assert_array_equal(kv.pull("table"), 3 * ONE)
+    kv.push("w", ONE)
+    np.testing.assert_array_equal(kv.pull("w"), 2 * ONE)  # with what was held back
