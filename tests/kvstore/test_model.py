@@ -349,10 +349,11 @@ class LocalMachine(Machine):
         self.begin(Model(1, local=True), [store], seed, specs, strings)
 
     @precondition(lambda self: self.stores[0].type == "device")
-    @rule(threshold=st.sampled_from([None, 0.5, 3.0]))
-    def compress(self, threshold: float | None) -> None:
+    @rule(threshold=st.sampled_from([None, 0.5, 3.0]), ks=st.sampled_from(SOME))
+    def compress_and_train(self, threshold: float | None, ks: list[int]) -> None:
         self.stores[0].set_gradient_compression(compression(threshold))
         self.model.threshold = threshold
+        self.train(0, ks, "whole")
 
 
 class DistMachine(Machine):
@@ -388,7 +389,11 @@ class DistMachine(Machine):
                     assert not call.handle.done()
 
     @precondition(lambda self: 0 in self.model.members)
-    @rule(threshold=st.sampled_from([None, 0.5, 3.0]))
+    @rule(threshold=st.sampled_from([None, 0.5, 3.0]), ks=st.sampled_from(SOME))
+    def compress_and_train(self, threshold: float | None, ks: list[int]) -> None:
+        self.compress(threshold)
+        self.train(0, ks, "whole")
+
     def compress(self, threshold: float | None) -> None:
         for rank in sorted(self.model.members):
             self.ask(rank, lambda m: None, lambda s: s.set_gradient_compression(compression(threshold)))
