@@ -69,10 +69,15 @@ class Coded:
     number: int
 
 
-class Store:
-    """All keys of one server."""
+Apply = Callable[[Value, Sequence[Content], Rule | None, int], None]
 
-    def __init__(self, num_workers: int) -> None:
+
+class Store:
+    """All keys of one server. ``apply`` runs for each round, in place of ``Value.apply``."""
+
+    def __init__(self, num_workers: int, apply: Apply = Value.apply) -> None:
+        self._apply_to = apply
+        self.parked = 0  # contributions in all queues
         self._entries: dict[int, Entry] = {}  # by key on the wire
         self._members = set(range(num_workers))  # ranks that every round needs
         self.stash: dict[tuple[int, int], tuple[Array, int]] = {}  # by key and rank: residuals on their way, and pushes
@@ -118,7 +123,8 @@ class Store:
             for entry, ids in zip(entries, wanted, strict=bool(wanted)):
                 entry.value.spec.check_wanted(ids)
         except PSError as error:
-            return self._fail(ticket, error)
+            ticket.error = error
+            return [ticket]
         if not keys:
             ticket.finished = True
             return [ticket]
@@ -129,6 +135,7 @@ class Store:
                 ticket, index, contents[index] if contents else None, wanted[index] if wanted else None, rule
             )
             entry.queues.setdefault(rank, deque()).append(contribution)
+            self.parked += 1
             done += self._advance(entry)
         return done
 
@@ -191,7 +198,7 @@ class Store:
         first = contributions[0]
         contents = [c.content for c in contributions if c.content is not None]
         try:
-            entry.value.apply(contents, first.rule, first.ticket.rank)
+            self._apply_to(entry.value, contents, first.rule, first.ticket.rank)
         except Exception as error:  # user code: the value stays, and every contributor gets the error
             what = "" if first.rule is None else first.rule.what
             return [t for c in contributions for t in self._fail(c.ticket, error, what)]
@@ -208,6 +215,7 @@ class Store:
         ticket = contribution.ticket
         if ticket.pull:
             ticket.answers[contribution.index] = _answer(entry.value, contribution.ids, ticket.codec)
+        self.parked -= 1
         ticket.due -= 1
         if ticket.due or ticket.finished:
             return []
@@ -216,6 +224,7 @@ class Store:
 
     def _fail(self, ticket: Ticket, error: Exception, what: str = "") -> list[Ticket]:
         """The first error answers the request; what it does to its other keys goes on."""
+        self.parked -= 1
         ticket.due -= 1
         if ticket.finished:
             return []
@@ -244,9 +253,8 @@ class Store:
         return []
 
     def __repr__(self) -> str:
-        parked = sum(len(q) for e in self._entries.values() for q in e.queues.values())
         size = sum(e.value.data.nbytes for e in self._entries.values())
-        return f"<Store keys={len(self._entries)} bytes={size} parked={parked} {self.settings}>"
+        return f"<Store keys={len(self._entries)} bytes={size} parked={self.parked} {self.settings}>"
 
 
 def _content(spec: Spec, content: Content | Coded, code: int, rank: int) -> Content:
