@@ -14,6 +14,8 @@ from pslite.errors import CheckpointError, ClosedError, PSError
 from .base import KVStore
 from .commands import CONTROL_APP, DATA_APP, USER_APP
 from .handle import Handle
+from .profiler import opened
+from .tracing import traced
 
 log = logging.getLogger("kvstore")
 
@@ -40,6 +42,7 @@ class Member(KVStore):
         except BaseException as error:
             self._fail(error)
             raise
+        opened(self)
 
     # -- the job ------------------------------------------------------------------------------------------------------
 
@@ -51,6 +54,7 @@ class Member(KVStore):
     def num_workers(self) -> int:
         return self._office.num_workers
 
+    @traced
     def barrier(self, timeout: float | None = None) -> None:
         self._raise_failed()
         self._office.barrier(WORKER_GROUP, timeout=self._office.config.timeout if timeout is None else timeout)
@@ -63,7 +67,12 @@ class Member(KVStore):
 
     def _agree(self, what: str, value: Any) -> None:
         """A collective call: every server compares what the workers say with what rank 0 says."""
-        self._control.wait(self._control.request(0, [what, value], SERVER_GROUP))
+        self._ask_servers(what, value)
+
+    def _ask_servers(self, what: str, value: Any) -> list[Any]:
+        """Have every server do something; returns their answers, or raises the first error among them."""
+        answers: list[Any] = self._control.wait(self._control.request(0, [what, value], SERVER_GROUP))
+        return answers
 
     def _decided(self, what: str, act: Callable[[], Any]) -> Any:
         """Rank 0 acts, and everybody gets its result or its error."""
