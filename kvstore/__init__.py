@@ -11,7 +11,7 @@ from __future__ import annotations
 from pslite import __version__, errors
 from pslite.errors import *  # noqa: F403 - the tree of errors is part of the public names
 
-from . import compression, optimizer, sparse
+from . import compression, optimizer, profiler, sparse
 from .base import KVStore
 from .bfloat16 import bfloat16
 from .cluster import LocalCluster
@@ -30,6 +30,7 @@ __all__ = [
     "compression",
     "create",
     "optimizer",
+    "profiler",
     "serve",
     "sparse",
     "updater",

@@ -36,6 +36,7 @@ from .requests import Item, coded, pairs_of, pull_into, pushed, rows_into, rows_
 from .rows import Content, Rows
 from .rules import ASSIGN, OptimizerRule, Rule, Updater, checked_states, name_of_updater, resumed, updater_named
 from .spec import Spec
+from .tracing import requested, traced
 from .transfer import pull_units, push_unit, residuals_of, stash, unstash
 
 log = logging.getLogger("kvstore")
@@ -64,6 +65,7 @@ class DistStore(Member):
 
     # -- init ---------------------------------------------------------------------------------------------------------
 
+    @traced
     def init(self, key: Any, value: Any) -> None:
         self._raise_failed()
         created: dict[Key, tuple[Spec, Content]] = {}
@@ -97,7 +99,9 @@ class DistStore(Member):
         for batch in _batches(records):
             items = [item for record in batch for item in pushed(record, created[record.key][1])]
             names = {i.piece.wire: [i.record.key, not i.record.whole, i.record.shape_of(i.piece)] for i in items}
-            self._worker.customer.wait_for(self._worker.send(pairs_of(items, push=True), Flag.PUSH, INIT, meta=names))
+            pairs = pairs_of(items, push=True)
+            finish = requested(self, f"init of {_shown([record.key for record in batch])}", pairs, None)
+            self._worker.customer.wait_for(self._worker.send(pairs, Flag.PUSH, INIT, 0, finish, names))
             self._office.publish({repr(record.key): record.to_wire() for record in batch})
             with self._lock:
                 self._records.update((record.key, record) for record in batch)
@@ -115,9 +119,11 @@ class DistStore(Member):
 
     # -- push and pull ------------------------------------------------------------------------------------------------
 
+    @traced
     def push(self, key: Any, value: Any, priority: int = 0) -> Handle:
         return self._push(self._groups(key, value, self._records), priority, Flag.PUSH, None)
 
+    @traced
     def pull(self, key: Any, out: Any = None, priority: int = 0, ignore_sparse: bool = True, wait: bool = True) -> Any:
         self._raise_failed()
         with self._lock:
@@ -128,6 +134,7 @@ class DistStore(Member):
             handle = self._send([i for r in records.values() for i in wanted(r)], Flag.PULL, priority, finish)
         return self._waited(handle) if wait else handle
 
+    @traced
     def pushpull(self, key: Any, value: Any, out: Any = None, priority: int = 0, wait: bool = True) -> Any:
         self._raise_failed()
         groups = self._groups(key, value, self._records)
@@ -145,6 +152,7 @@ class DistStore(Member):
                 handle = self._send([i for r in records.values() for i in wanted(r)], Flag.PULL, priority, finish)
         return self._waited(handle) if wait else handle
 
+    @traced
     def row_sparse_pull(
         self, key: Any, out: Any = None, priority: int = 0, row_ids: Any = None, wait: bool = True
     ) -> Any:
@@ -214,6 +222,7 @@ class DistStore(Member):
             return Handle(result=None if finish is None else finish([]))
         pairs = pairs_of(items, push=bool(flags & Flag.PUSH))
         what = f"{_CALLS[flags]} of {_shown([item.record.key for item in items])}"
+        finish = requested(self, what, pairs, finish)
         request = self._worker.send(
             pairs, flags, DATA, priority, finish, self._codecs(flags), keys_per_message=self.keys_per_message, what=what
         )
@@ -393,7 +402,7 @@ class DistStore(Member):
         if used:
             self._office.barrier(WORKER_GROUP, timeout=self._office.config.timeout)
             if self.rank == 0:
-                self._control.wait(self._control.request(0, ["clear stash", None], SERVER_GROUP))
+                self._ask_servers("clear stash", None)
 
     # -- the job ------------------------------------------------------------------------------------------------------
 

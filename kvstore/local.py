@@ -24,6 +24,7 @@ from .rows import Content, Rows
 from .rules import ASSIGN, OptimizerRule, Rule, Updater, UpdaterRule, checked_states, resumed, updater_named
 from .sparse import RowSparseArray
 from .spec import Spec
+from .tracing import traced
 from .value import Value
 
 
@@ -41,6 +42,7 @@ class LocalStore(KVStore):
         self._compression = Compression()
         self._closed = False
 
+    @traced
     def init(self, key: Any, value: Any) -> None:
         with self._lock:
             self._check_open()
@@ -62,6 +64,7 @@ class LocalStore(KVStore):
 
     # -- push and pull ------------------------------------------------------------------------------------------------
 
+    @traced
     def push(self, key: Any, value: Any, priority: int = 0) -> Handle:
         with self._lock:
             self._check_open()
@@ -106,6 +109,7 @@ class LocalStore(KVStore):
             traffic.push += nbytes
         return summed(arrived, spec)
 
+    @traced
     def pull(self, key: Any, out: Any = None, priority: int = 0, ignore_sparse: bool = True, wait: bool = True) -> Any:
         with self._lock:
             self._check_open()
@@ -136,6 +140,7 @@ class LocalStore(KVStore):
         self._traffic[key].pull += data.nbytes
         self._traffic[key].pull_raw += data.nbytes
 
+    @traced
     def pushpull(self, key: Any, value: Any, out: Any = None, priority: int = 0, wait: bool = True) -> Any:
         with self._lock:
             self._check_open()
@@ -145,6 +150,7 @@ class LocalStore(KVStore):
             self._fill(outs)
         return None if wait else Handle()
 
+    @traced
     def row_sparse_pull(
         self, key: Any, out: Any = None, priority: int = 0, row_ids: Any = None, wait: bool = True
     ) -> Any:

@@ -20,6 +20,7 @@ from pslite import KVMeta, KVPairs, KVServer, Postoffice, SimpleApp, SimpleData
 from pslite.dtypes import CODES
 from pslite.errors import PeerError, ProtocolError, PSError
 
+from .profiling import Profile
 from .store import Coded, New, Store
 from .ticket import Ticket
 
@@ -31,13 +32,14 @@ class Service:
 
     def __init__(self, office: Postoffice) -> None:
         self._office = office
-        self.store = Store(office.num_workers)
+        self._profile = Profile(office.node)
+        self.store = Store(office.num_workers, self._profile.apply)
         self._data = KVServer(DATA_APP, office)
         office.on_peer_ended(self._on_peer_ended)
         office.on_parked(lambda message: self.store.missing(lambda token: token.message is message))
         self._control = SimpleApp(CONTROL_APP, 0, office, self._on_control)
         self._user = SimpleApp(USER_APP, 0, office, self._on_user_command)
-        self._data.set_handle(self._on_data)
+        self._data.set_handle(self._profile.requests(self._on_data, self.store))
 
     def _on_data(self, meta: KVMeta, pairs: KVPairs, server: KVServer) -> None:
         keys = pairs.keys.tolist()
@@ -83,6 +85,8 @@ class Service:
         if what == "change":
             self.store.settings.change(rank, *value)
             app.response(data)
+        elif what == "profile":
+            app.response(data, self._profile.on_control(value))
         elif what == "clear stash":
             self.store.stash.clear()
             app.response(data)
@@ -99,6 +103,7 @@ class Service:
 
     def _finish(self, tickets: list[Ticket]) -> None:
         """Answer the requests that are done."""
+        self._profile.answered(tickets)
         for ticket in tickets:
             token = ticket.token
             if isinstance(token, SimpleData):
