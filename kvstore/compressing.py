@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pslite.dtypes import CODES, NAMES
-from pslite.errors import ConfigError, DTypeError, ShapeError, StorageError
+from pslite.errors import ConfigError, DTypeError, StorageError
 
 from .arrays import Array
 from .compression import Codec, Feedback, create
@@ -55,10 +55,10 @@ class Compression:
         if stream is not None:
             grad += stream.residual
 
-    def hold(self, spec: Spec, device: int, residual: Array) -> None:
-        """Start with what was held back before a checkpoint."""
-        if residual.shape != spec.shape:
-            raise ShapeError(key=spec.key, got=list(residual.shape), expected=list(spec.shape))
+    def hold(self, spec: Spec, device: int, residual: Array | None) -> None:
+        """Start with what was held back before a checkpoint, if anything was."""
+        if residual is None:
+            return
         self.feedback[spec.key, device] = stream = Feedback(spec.shape)
         stream.residual[...] = residual
 

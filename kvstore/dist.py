@@ -5,23 +5,25 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 
-from pslite import SERVER_GROUP, WORKER_GROUP, Flag, Postoffice, Request
+from pslite import SERVER_GROUP, Flag, Postoffice, Request
 from pslite.dtypes import NAMES, storage
 from pslite.errors import (
     ConfigError,
     DTypeError,
     DuplicateKeyError,
+    PSError,
     ShapeError,
     StorageError,
 )
 
-from .checkpoint.files import Residual, Settings, opened, save
-from .checkpoint.unit import VALUE
+from .checkpoint.files import Held, Settings, opened, save
 from .commands import DATA, INIT
 from .compressing import Compression, check_whole, setting
 from .compression import Codec
@@ -34,10 +36,20 @@ from .optimizer.base import Optimizer
 from .records import Planner, Record
 from .requests import Item, coded, pairs_of, pull_into, pushed, rows_into, rows_of, wanted
 from .rows import Content, Rows
-from .rules import ASSIGN, OptimizerRule, Rule, Updater, checked_states, name_of_updater, resumed, updater_named
+from .rules import (
+    OptimizerRule,
+    Rule,
+    Updater,
+    checked_states,
+    name_of_updater,
+    resumed,
+    states_of,
+    updater_named,
+    wire_of,
+)
 from .spec import Spec
 from .tracing import requested, traced
-from .transfer import pull_units, push_unit, residuals_of, stash, unstash
+from .transfer import batches, pull_units, push_units, stash, unstash
 
 log = logging.getLogger("kvstore")
 
@@ -169,7 +181,7 @@ class DistStore(Member):
         """Send what is pushed, and what is to come back for it."""
         self._raise_failed()
         self._wait_for_room(groups)
-        with self._lock:
+        with self._pushing, self._lock:
             self._check_closing()
             self._tell_changes()
             handle = self._send(self._merged(groups), flags, priority, finish, groups)
@@ -321,88 +333,109 @@ class DistStore(Member):
 
     # -- on disk ------------------------------------------------------------------------------------------------------
 
-    def _save(self, path: str | os.PathLike[str], values: bool, optimizer: bool) -> None:
+    @contextmanager
+    def _settled(self) -> Iterator[None]:
+        """A collective call that comes after all pushes of this worker. In dist_async none comes between until its end;
+        in dist_sync one may have to, so that a round ends."""
         self._raise_failed()
+        with self._collective, self._pushing if "async" in self.type else nullcontext():
+            with self._lock:
+                self._tell_changes()
+            self._flush()
+            yield
+
+    def _save(self, path: str | os.PathLike[str], values: bool, optimizer: bool) -> None:
         if not values:
             checked_states(self._rule)
-        self._flush()
-        if self.rank != 0 and values:
-            stash(self._worker, self._records.values(), self.rank, self._held())
-        self._office.barrier(WORKER_GROUP, timeout=self._office.config.timeout)
-        self._decided("save", lambda: self._write(path, values, optimizer))
-        self._done_with_stash(values)
+        with self._settled(), self._stashing():
+            if self.rank != 0 and values:
+                stash(self._worker, list(self._records.values()), self.rank, self._held)
+            what = "save" if values else "save_optimizer_states"
+            self._decided(what, lambda ranks: self._write(path, values, optimizer, ranks))
 
-    def _write(self, path: str | os.PathLike[str], values: bool, optimizer: bool) -> None:
+    def _write(self, path: str | os.PathLike[str], values: bool, optimizer: bool, ranks: list[int]) -> None:
         """Rank 0 writes what all servers and workers have."""
-        records = self._records.values()
-        rule = ASSIGN if self._rule is None else self._rule.to_wire()
-        others = (held for r in range(1, self.num_workers) for held in unstash(self._worker, records, r))
+        records = list(self._records.values())
+        others = (held for r in ranks[1:] for held in unstash(self._worker, records, r))
+        own = (self._held(record.key) for record in records)
         save(
             path,
-            Settings(self.type, self.num_workers, rule if optimizer else None),
+            Settings(self.type, self.num_workers, wire_of(self._rule) if optimizer else None, states_of(self._rule)),
             pull_units(self._worker, records, values),
-            itertools.chain(self._held(), others) if values else (),
+            itertools.chain(own, others) if values else (),
         )
 
-    def _held(self) -> list[Residual]:
-        return residuals_of(self._compression, self._records, self.rank)
+    def _held(self, key: Key) -> Held:
+        """This worker's part of a key."""
+        with self._lock:
+            feedback = self._compression.feedback.get((key, 0))
+            residual = None if feedback is None else feedback.residual
+            return Held(key, self.rank, self._records[key].pushes, residual)
+
+    @contextmanager
+    def _stashing(self) -> Iterator[None]:
+        """In the end the servers forget what they had for this worker."""
+        try:
+            yield
+        finally:
+            with suppress(PSError):  # the job is over: so is the stash
+                self._control.request(0, ["clear stash", None], SERVER_GROUP)
 
     def _load(self, path: str | os.PathLike[str], values: bool) -> None:
-        self._raise_failed()
-        self._flush()
-        self._office.barrier(WORKER_GROUP, timeout=self._office.config.timeout)
-        created, rule = self._decided("load", lambda: self._read(path, values))
-        if self.rank != 0:
-            self._resume(rule)
-            self._add([Record.from_wire(k, self._office.lookup([repr(k)])[repr(k)]) for k in created])
-        if values:
-            self._compression.feedback.clear()
-            for held in unstash(self._worker, self._records.values(), self.rank):
-                self._compression.hold(self._records[held.key].spec, 0, held.array)
-                self._records[held.key].pushes = held.pushes
-        self._done_with_stash(values)
+        with self._settled(), self._stashing():
+            what = "load" if values else "load_optimizer_states"
+            created, rule = self._decided(what, lambda ranks: self._read(path, values, ranks))
+            if self.rank != 0:
+                self._resume(rule)
+                for batch in _batches(created):
+                    found = self._office.lookup([repr(k) for k in batch])
+                    self._add([Record.from_wire(k, found[repr(k)]) for k in batch])
+            if values:
+                self._take(unstash(self._worker, list(self._records.values()), self.rank))
 
-    def _read(self, path: str | os.PathLike[str], values: bool) -> list[Any]:
+    def _take(self, parts: Iterable[Held]) -> None:
+        """Go on with this worker's parts of all keys."""
+        with self._lock:
+            self._compression.feedback.clear()
+            for held in parts:
+                self._records[held.key].pushes = held.pushes
+                self._compression.hold(self._records[held.key].spec, 0, held.residual)
+
+    def _read(self, path: str | os.PathLike[str], values: bool, ranks: list[int]) -> list[Any]:
         """Rank 0 gives the servers what was saved; returns the keys that are new, and the rule."""
         with opened(path) as checkpoint:
-            checkpoint.check([record.spec for record in self._records.values()], values)
-            self._resume(checkpoint.settings.rule)
-            created = [key for key in checkpoint.specs if key not in self._records]
-            for key, spec in checkpoint.specs.items():
-                unit = checkpoint.unit(key, values)
-                if key in created:
-                    nothing = Rows(np.empty(0, np.int64), np.empty((0, *spec.shape[1:]), storage(spec.code)))
-                    self._add(self._create({key: (spec, nothing if spec.sparse else unit.arrays[VALUE])}))
-                push_unit(self._worker, self._records[key], unit)
-            for held in checkpoint.residuals() if values else ():
-                if held.stream < self.num_workers:
-                    stash(self._worker, self._records.values(), held.stream, [held])
-        return [created, checkpoint.settings.rule]
+            specs = {record.key: record.spec for record in self._records.values()}
+            checkpoint.check(specs, values)
+            wire = checkpoint.settings.rule
+            checkpoint.check_units(values, resumed(self._rule, wire, checkpoint.settings.states_of))
+            self._resume(wire)
+            created = {key: spec for key, spec in checkpoint.specs.items() if key not in specs}
+            self._add(self._create({key: (spec, _nothing(spec)) for key, spec in created.items()}))
+            for batch in batches(self._records[key] for key in checkpoint.specs):
+                push_units(self._worker, ((record, checkpoint.unit(record.key, values)) for record in batch))
+            for rank in ranks if values else ():
+                stash(self._worker, list(self._records.values()), rank, partial(checkpoint.held, stream=rank))
+        return [list(created), wire]
 
     def _add(self, records: list[Record]) -> None:
         with self._lock:
             for record in records:
-                self._check_type(record.key)
                 self._key_type = type(record.key)
                 self._records[record.key] = record
 
     def _resume(self, wire: Any) -> None:
         """Go on with the rule that was saved."""
         rule = resumed(self._rule, wire)
-        if rule is None or rule is self._rule:
+        if rule is self._rule or rule is None:
+            return
+        if isinstance(self._rule, OptimizerRule):
             with self._lock:
+                self._rule.optimizer.adopt(wire[1])
                 self._tell_changes()
         elif isinstance(rule, OptimizerRule):
             self.set_optimizer(rule.optimizer)
         else:
             self._set_rule(rule, rule.to_wire())
-
-    def _done_with_stash(self, used: bool) -> None:
-        """When everybody has what it needs, rank 0 lets the servers forget the residuals."""
-        if used:
-            self._office.barrier(WORKER_GROUP, timeout=self._office.config.timeout)
-            if self.rank == 0:
-                self._ask_servers("clear stash", None)
 
     # -- the job ------------------------------------------------------------------------------------------------------
 
@@ -423,6 +456,13 @@ def _compare(mine: Spec, theirs: Spec) -> None:
     if mine.sparse != theirs.sparse:
         kinds = {True: "a RowSparseArray", False: "a dense array"}
         raise StorageError(key=mine.key, got=kinds[mine.sparse], expected=f"{kinds[theirs.sparse]}, as on rank 0")
+
+
+def _nothing(spec: Spec) -> Content:
+    """The value of a new key until the saved one is there."""
+    if spec.sparse:
+        return Rows(np.empty(0, np.int64), np.empty((0, *spec.shape[1:]), storage(spec.code)))
+    return np.zeros(spec.shape, storage(spec.code))
 
 
 def _is_list(key: Any) -> bool:

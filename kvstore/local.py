@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,24 @@ from pslite.errors import ClosedError, ConfigError, DuplicateKeyError
 from .arrays import Array
 from .base import KVStore, results
 from .bfloat16 import bfloat16
-from .checkpoint.files import Residual, Settings, opened, save
+from .checkpoint.files import Held, Settings, opened, save
 from .compressing import Compression, Traffic, setting
 from .contents import RowsWanted, check_outs, checked, fill, read_content, rows_returned, rows_wanted, summed
 from .handle import Handle
 from .keys import Group, Key, group
 from .optimizer.base import Optimizer
 from .rows import Content, Rows
-from .rules import ASSIGN, OptimizerRule, Rule, Updater, UpdaterRule, checked_states, resumed, updater_named
+from .rules import (
+    OptimizerRule,
+    Rule,
+    Updater,
+    UpdaterRule,
+    checked_states,
+    resumed,
+    states_of,
+    updater_named,
+    wire_of,
+)
 from .sparse import RowSparseArray
 from .spec import Spec
 from .tracing import traced
@@ -72,8 +83,7 @@ class LocalStore(KVStore):
         return Handle()
 
     def _push(self, groups: list[Group]) -> None:
-        if isinstance(self._rule, OptimizerRule):
-            self._rule = self._rule.refreshed()
+        self._refresh()
         apart = self._compression.codec is not None
         pushed = [(g.key, checked(g, self._specs[g.key], apart)) for g in groups]
         if self._compression.codec is not None:
@@ -195,32 +205,47 @@ class LocalStore(KVStore):
     def _save(self, path: str | os.PathLike[str], values: bool, optimizer: bool) -> None:
         with self._lock:
             self._check_open()
+            self._refresh()
             if not values:
                 checked_states(self._rule)
-            rule = (ASSIGN if self._rule is None else self._rule.to_wire()) if optimizer else None
-            units = ((value.spec, value.unit(values)) for value in self._values.values())
-            held = [
-                Residual(key, device, self._values[key].version, feedback.residual)
-                for (key, device), feedback in self._compression.feedback.items()
-            ]
-            save(path, Settings(self.type, 1, rule), units, held if values else ())
+            settings = Settings(self.type, 1, wire_of(self._rule) if optimizer else None, states_of(self._rule))
+            units = ((value.spec, value.unit(values, self._rule)) for value in self._values.values())
+            save(path, settings, units, self._held() if values else ())
+
+    def _held(self) -> Iterator[Held]:
+        """What is saved of each device, besides the values; numbers of pushes are versions here."""
+        for key, value in self._values.items():
+            yield Held(key, 0, value.version, None)
+        for (key, device), feedback in self._compression.feedback.items():
+            yield Held(key, device, self._values[key].version, feedback.residual)
 
     def _load(self, path: str | os.PathLike[str], values: bool) -> None:
         with self._lock, opened(path) as checkpoint:
             self._check_open()
-            checkpoint.check(self._specs.values(), values)
-            self._rule = resumed(self._rule, checkpoint.settings.rule)
-            if isinstance(self._rule, OptimizerRule):
-                self._rule = self._rule.refreshed()
-            for key, spec in checkpoint.specs.items():
-                unit = checkpoint.unit(key, values)
-                if key not in self._values:
-                    self._create({key: Value(spec, np.zeros(spec.shape, storage(spec.code)))})
-                self._values[key].restore(unit, self._rule)
+            self._refresh()
+            checkpoint.check(self._specs, values)
+            settings = checkpoint.settings
+            rule = resumed(self._rule, settings.rule, settings.states_of)
+            checkpoint.check_units(values, rule)
+            if rule is not self._rule and isinstance(self._rule, OptimizerRule) and settings.rule is not None:
+                self._rule.optimizer.adopt(settings.rule[1])
+                self._refresh()
+            else:
+                self._rule = rule
+            new = {key: spec for key, spec in checkpoint.specs.items() if key not in self._specs}
+            self._create({key: Value(spec, np.zeros(spec.shape, storage(spec.code))) for key, spec in new.items()})
+            for key in checkpoint.specs:
+                self._values[key].restore(checkpoint.unit(key, values), self._rule)
             if values:
                 self._compression.feedback.clear()
-                for held in checkpoint.residuals():
-                    self._compression.hold(self._specs[held.key], held.stream, held.array)
+                for key, spec in checkpoint.specs.items():
+                    for device in checkpoint.streams(key):
+                        self._compression.hold(spec, device, checkpoint.held(key, device).residual)
+
+    def _refresh(self) -> None:
+        """Notice what the user has changed in the optimizer."""
+        if isinstance(self._rule, OptimizerRule):
+            self._rule = self._rule.refreshed()
 
     # -- the job ------------------------------------------------------------------------------------------------------
 

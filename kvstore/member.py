@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from pslite import SERVER_GROUP, WORKER_GROUP, KVWorker, Postoffice, SimpleApp
+from pslite import SERVER_GROUP, WORKER_GROUP, KVWorker, Postoffice, SimpleApp, server_id
 from pslite.errors import CheckpointError, ClosedError, PSError
 
 from .base import KVStore
@@ -34,7 +34,8 @@ class Member(KVStore):
         self._lock = threading.Lock()  # the order of calls; guards all below, here and in subclasses
         self._in_flight: deque[Handle] = deque()  # pushes and pushpulls whose end the user has not seen
         self._failures_seen = 0  # of the customer's count: how many have been raised or looked for
-        self._decisions = 0  # collective calls that rank 0 decides: equal on all workers
+        self._collective = threading.Lock()  # one collective call at a time
+        self._pushing = threading.Lock()  # taken before the other for a push, and by who wants none to come between
         self._closing = False  # close() was called: a second call does nothing
         self._closed = False
         try:
@@ -74,23 +75,25 @@ class Member(KVStore):
         answers: list[Any] = self._control.wait(self._control.request(0, [what, value], SERVER_GROUP))
         return answers
 
-    def _decided(self, what: str, act: Callable[[], Any]) -> Any:
-        """Rank 0 acts, and everybody gets its result or its error."""
-        self._decisions += 1
-        name = f"{what} {self._decisions}"
+    def _decided(self, what: str, act: Callable[[list[int]], Any]) -> Any:
+        """When all are here, rank 0 acts, and everybody gets its result or its error; ``what`` must be the same.
+
+        ``act`` gets the ranks that are here: some may have left.
+        """
+        told = self._tell_first_server("meet", what)
         if self.rank != 0:
-            error, result = self._office.lookup([name])[name]
-            if error is not None:
-                raise PSError.from_wire(error)
-            return result
+            return told
         try:
-            result = act()
-        except Exception as error:  # whatever it is, the others must not wait for it
+            result = act(told)
+            self._tell_first_server("decide", [None, result])
+        except BaseException as error:  # whatever it is, the others must not wait for it
             known = error if isinstance(error, PSError) else CheckpointError(path=what, reason=repr(error))
-            self._office.publish({name: [known.to_wire(), None]})
+            self._tell_first_server("decide", [known.to_wire(), None])
             raise
-        self._office.publish({name: [None, result]})
         return result
+
+    def _tell_first_server(self, what: str, value: Any) -> Any:
+        return self._control.wait(self._control.request(0, [what, value], server_id(0)))[0]
 
     # -- failures -----------------------------------------------------------------------------------------------------
 

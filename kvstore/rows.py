@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pslite.dtypes import BFLOAT16, CODES, storage
 from pslite.errors import DTypeError, RowIndexError, ShapeError
 
-from .arrays import Array, Tensor, accumulate, narrow, read, widen
+from .arrays import BLOCK, Array, Tensor, accumulate, narrow, read, widen
 from .pages import lazy_zeros
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "nonzero_rows",
     "read_ids",
     "row_numbers",
+    "rows_with_bits",
     "scatter",
     "wanted_ids",
 ]
@@ -145,6 +146,20 @@ def scatter(rows: Rows, out: Array) -> None:
 def as_dense(content: Content, shape: tuple[int, ...]) -> Array:
     """A push's content as a whole array."""
     return dense(content, shape) if isinstance(content, Rows) else content
+
+
+def rows_with_bits(arrays: Sequence[Array]) -> Ids:
+    """The rows in which any bit of any of these arrays, all with as many rows, is set: minus zero has one."""
+    rows = len(arrays[0]) if arrays else 0
+    found = np.zeros(rows, np.bool_)
+    for array in arrays:
+        step = max(1, BLOCK * rows // max(1, array.size))  # rows: a mask of the whole array would be large
+        for low in range(0, rows if array.size else 0, step):
+            block = np.ascontiguousarray(array[low : low + step])
+            row = block.nbytes // len(block)
+            bits = block.reshape(-1).view(np.uint64 if row % 8 == 0 else np.uint8).reshape(len(block), -1)
+            found[low : low + step] |= np.bitwise_or.reduce(bits, axis=1) != 0
+    return np.flatnonzero(found).astype(np.int64, copy=False)
 
 
 def nonzero_rows(tensor: Tensor) -> Rows:

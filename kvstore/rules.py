@@ -250,19 +250,35 @@ def checked_states(rule: Rule | None) -> None:
         raise ConfigError(name="rule", value=got, allowed="only an optimizer has states: call set_optimizer first")
 
 
-def resumed(mine: Rule | None, wire: Any) -> Rule | None:
-    """The rule to go on with after a checkpoint's was loaded; ``wire`` is None if the checkpoint has none.
+def wire_of(rule: Rule | None) -> list[Any]:
+    """What ``from_wire`` makes the rule of."""
+    return ASSIGN if rule is None else rule.to_wire()
 
-    An optimizer of the same class takes over the saved hyper-parameters, in the user's object. Raises ConfigError.
+
+def states_of(rule: Rule | None) -> str | None:
+    """The name of the optimizer whose slots a store has."""
+    return str(rule.to_wire()[1][0]) if isinstance(rule, OptimizerRule) else None
+
+
+def resumed(mine: Rule | None, wire: Any, states: str | None = None) -> Rule | None:
+    """The rule to go on with after a checkpoint's was loaded.
+
+    ``wire`` is None if the checkpoint has none; then ``states`` still says which optimizer's slots it has.
+
+    An optimizer of the same class takes over the saved hyper-parameters, as a new one. Raises ConfigError.
     """
+    if wire is None and states is not None and mine is not None and states_of(mine) != states:
+        allowed = f"the states are those of the optimizer {states!r}"
+        raise ConfigError(name="optimizer", value=mine.what, allowed=allowed)
     if wire is None or wire == ASSIGN:
         return mine
     if mine is None:
         return from_wire(wire)
-    if isinstance(mine, OptimizerRule) and wire[0] == "optimizer":
-        mine.optimizer.adopt(wire[1])
+    if not isinstance(mine, OptimizerRule) and mine.to_wire() == wire:
         return mine
-    if mine.to_wire() != wire:
-        saved = wire[1] if isinstance(wire[1], str) else wire[1][0]
-        raise ConfigError(name="rule", value=mine.what, allowed=f"the checkpoint was made with the {wire[0]} {saved!r}")
-    return mine
+    saved = from_wire(wire)
+    assert saved is not None
+    if states_of(mine) == states_of(saved) is not None:
+        assert isinstance(mine, OptimizerRule)
+        return mine.changed(wire[1])
+    raise ConfigError(name="rule", value=mine.what, allowed=f"the checkpoint was made with {saved.what}")

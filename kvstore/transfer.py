@@ -5,23 +5,23 @@ What compression holds back lives on every worker: it goes by way of the servers
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from pslite import Flag, KVPairs, KVWorker
-from pslite.dtypes import code_of
+from pslite.dtypes import CODES, code_of
 from pslite.errors import ProtocolError
 
 from .arrays import Array
-from .checkpoint.files import Residual
+from .checkpoint.files import Held
 from .checkpoint.unit import IDS, Unit, join
 from .commands import LOAD, SAVE, STASH, UNSTASH
-from .compressing import Compression
-from .records import Record
-from .requests import Item, pairs_of, wanted
+from .keys import Key
+from .records import Piece, Record
+from .requests import pairs_of, wanted
 from .rows import Content
 from .spec import Spec
 
@@ -57,11 +57,13 @@ def pull_units(worker: KVWorker, records: Iterable[Record], values: bool) -> Ite
             yield record.spec, unit
 
 
-def push_unit(worker: KVWorker, record: Record, unit: Unit) -> None:
-    """Make a key what a unit says."""
-    if record.flat and not record.whole:
-        unit = replace(unit, arrays={name: array.reshape(-1) for name, array in unit.arrays.items()})
-    cut = {p.wire: unit if record.whole else unit.cut(p.first, p.end) for p in record.pieces}
+def push_units(worker: KVWorker, units: Iterable[tuple[Record, Unit]]) -> None:
+    """Make keys what units say, in one message to each server."""
+    cut: dict[int, Unit] = {}
+    for record, unit in units:
+        if record.flat and not record.whole:
+            unit = replace(unit, arrays={name: array.reshape(-1) for name, array in unit.arrays.items()})
+        cut.update((p.wire, unit if record.whole else unit.cut(p.first, p.end)) for p in record.pieces)
     worker.customer.wait_for(_send(worker, pairs_of_units(cut), Flag.PUSH, LOAD, None))
 
 
@@ -95,55 +97,64 @@ def units_of(pairs: KVPairs) -> dict[int, Unit]:
     return units
 
 
-# -- what compression holds back --------------------------------------------------------------------------------------
+# -- what the workers have --------------------------------------------------------------------------------------------
+
+HeldParts = dict[int, tuple[Array | None, int]]
+"""By key on the wire: a piece of a residual, if there is one, and the number of pushes."""
 
 
-def stash(worker: KVWorker, records: Iterable[Record], rank: int, residuals: Iterable[Residual]) -> None:
-    """Leave one worker's residuals with the servers."""
-    by_key = {record.key: record for record in records}
-    for held in residuals:
-        record = by_key[held.key]
-        items = [Item(record, p, [_cut(record, p, held.array)], [_FLOAT32]) for p in record.pieces]
-        pairs = pairs_of(items, False)
-        pairs.rounds = np.full(len(items), held.pushes, np.uint64)
-        worker.customer.wait_for(_send(worker, pairs, Flag.PUSH, STASH, rank))
+def stash(worker: KVWorker, records: Iterable[Record], rank: int, held: Callable[[Key], Held]) -> None:
+    """Leave one worker's part with the servers."""
+    for batch in batches(records):
+        parts: HeldParts = {}
+        for record in batch:
+            own = held(record.key)
+            for piece in record.pieces:
+                parts[piece.wire] = None if own.residual is None else _cut(record, piece, own.residual), own.pushes
+        worker.customer.wait_for(_send(worker, pairs_of_held(parts), Flag.PUSH, STASH, rank))
 
 
-def unstash(worker: KVWorker, records: Iterable[Record], rank: int) -> Iterator[Residual]:
-    """The residuals that are with the servers for one worker."""
+def unstash(worker: KVWorker, records: Iterable[Record], rank: int) -> Iterator[Held]:
+    """What is with the servers for one worker."""
     for batch in batches(records):
         items = [item for record in batch for item in wanted(record)]
-        found: dict[int, tuple[Array, int]] = {}
+        found: HeldParts = {}
         for part in worker.customer.wait_for(_send(worker, pairs_of(items, False), Flag.PULL, UNSTASH, rank)):
-            rounds = part.rounds.tolist() if part.rounds is not None else []
-            for wire, own, pushes in zip(part.keys.tolist(), part.arrays(), rounds, strict=True):
-                if own:
-                    found[wire] = own[0], pushes
+            found.update(held_of(part))
         for record in batch:
-            pieces = [found[p.wire] for p in record.pieces if p.wire in found]
-            if pieces:
-                array = np.concatenate([a for a, _ in pieces]) if len(pieces) > 1 else pieces[0][0]
-                yield Residual(record.key, rank, pieces[0][1], array)
+            pieces, counts = zip(*(found[p.wire] for p in record.pieces), strict=True)
+            residual = None if pieces[0] is None else np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+            yield Held(record.key, rank, counts[0], residual)
 
 
-def residuals_of(compression: Compression, records: dict[Any, Record], rank: int) -> list[Residual]:
-    """What this worker holds back."""
-    return [
-        Residual(key, rank, records[key].pushes, feedback.residual)
-        for (key, _), feedback in compression.feedback.items()
-    ]
+def pairs_of_held(parts: HeldParts) -> KVPairs:
+    """Workers' parts as they travel."""
+    keys = sorted(parts)
+    arrays = [array for key in keys if (array := parts[key][0]) is not None]
+    return KVPairs(
+        np.array(keys, np.uint64),
+        arrays,
+        lens=np.array([parts[key][0] is not None for key in keys], np.int64),
+        rounds=np.array([parts[key][1] for key in keys], np.uint64),
+        codes=[CODES["float32"]] * len(arrays),
+    )
 
 
-def _cut(record: Record, piece: Any, array: Array) -> Array:
+def held_of(pairs: KVPairs) -> HeldParts:
+    """Workers' parts in a message; raises ProtocolError if it is malformed."""
+    if pairs.rounds is None or any(len(own) > 1 for own in pairs.arrays()):
+        raise ProtocolError("residuals without the numbers of pushes")
+    counted = zip(pairs.keys.tolist(), pairs.arrays(), pairs.rounds.tolist(), strict=True)
+    return {wire: (own[0] if own else None, pushes) for wire, own, pushes in counted}
+
+
+def _cut(record: Record, piece: Piece, array: Array) -> Array:
     part: Content = record.cut(piece, array)
     assert isinstance(part, np.ndarray)
     return part
 
 
 def _send(worker: KVWorker, pairs: KVPairs, flags: int, cmd: int, meta: Any) -> Any:
-    what = {SAVE: "saving", LOAD: "loading", STASH: "saving residuals", UNSTASH: "loading residuals"}[cmd]
+    what = {SAVE: "saving", LOAD: "loading", STASH: "leaving residuals", UNSTASH: "fetching residuals"}[cmd]
     finish = (lambda parts: parts) if flags & Flag.PULL else None
     return worker.send(pairs, flags, cmd, finish=finish, meta=pairs.meta if cmd == LOAD else meta, what=what)
-
-
-_FLOAT32 = code_of(np.dtype(np.float32))

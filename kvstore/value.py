@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,11 +16,11 @@ from pslite.dtypes import CODES, storage
 from pslite.errors import CheckpointError
 
 from .arrays import Array, accumulate, widen
-from .checkpoint.unit import SENT, SLOT, VALUE, Unit
+from .checkpoint.unit import PULLED, SENT, SLOT, VALUE, Unit
 from .compression import Codec, Feedback
 from .optimizer.base import State
 from .pages import in_small_pages, lazy_zeros
-from .rows import Content, Ids, Rows, as_dense, dense, merge, scatter
+from .rows import Content, Ids, Rows, as_dense, dense, merge, rows_with_bits, scatter
 from .rules import Change, Rule
 from .spec import Spec
 
@@ -40,7 +40,7 @@ class Value:
     rule: Rule | None = None  # whose slots and count these are
     spare: Array | None = None  # the last value but one: written to again when nobody reads it any more
     sent: Feedback | None = None  # of compressed pulls: what all of them have left out so far
-    code: tuple[int, Codec, list[Array]] | None = None  # the last one sent: version, codec and arrays
+    code: tuple[int, Codec | None, list[Array]] | None = None  # the last one sent: version, codec (None: it is decoded)
     filled: Ids | None = None  # of a table: the other rows are zero. None: any may be something else
 
     @staticmethod
@@ -62,59 +62,62 @@ class Value:
         """Whether pulls may get a codec's form of the value."""
         return self.spec.code == _FLOAT32 and not self.spec.sparse
 
-    def coded(self, codec: Codec) -> list[Array]:
-        """This version, compressed; all who pull it get the same."""
-        if self.code is None or self.code[:2] != (self.version, codec):
+    def coded(self, codec: Codec) -> tuple[Codec | None, list[Array]]:
+        """This version, compressed; all who pull it get the same. The codec is None if the array is as it arrives."""
+        if self.code is None or self.code[0] != self.version or self.code[1] not in (codec, None):
             self.sent = self.sent or Feedback(self.spec.shape)
             salt = codec.salt_of(self.spec.key, self.version, 0)
             [arrays] = self.sent.encode(codec, self.data, None, salt)
             self.code = self.version, codec, arrays
-        return self.code[2]
+        return self.code[1:]
 
     # -- on disk ------------------------------------------------------------------------------------------------------
 
-    def unit(self, with_value: bool) -> Unit:
-        """Everything to be saved of this key, or its optimizer's part; views of the arrays, copies of rows."""
+    def unit(self, with_value: bool, rule: Rule | None) -> Unit:
+        """Everything to be saved of this key, or its optimizer's part of it; views of the arrays, copies of rows.
+
+        ``rule``: in force for the next update.
+        """
+        if self.rule is not None and rule is not None and self.rule is not rule:
+            self._adopt(rule)  # as the next update would: the slots are to be those of the optimizer that is saved
         arrays = {SLOT + name: slot for name, slot in self.state.items()}
         if with_value:
             arrays[VALUE] = self.data
             if self.sent is not None:
                 arrays[SENT] = self.sent.residual
+            if self.code is not None and self.code[0] == self.version:
+                arrays[PULLED] = self._decoded(*self.code)
         unit = Unit(arrays, version=self.version, count=self.count)
         if self.spec.sparse and all(array.shape[:1] == self.spec.shape[:1] for array in arrays.values()):
-            filled = [array.any(axis=tuple(range(1, array.ndim))) for array in arrays.values()]
-            unit.ids = np.flatnonzero(np.logical_or.reduce(filled)) if filled else np.empty(0, np.int64)
+            known = self.filled if list(arrays) == [VALUE] else None
+            unit.ids = rows_with_bits(list(arrays.values())) if known is None else known
             unit.arrays = {name: array[unit.ids] for name, array in arrays.items()}
         return unit
 
+    def _decoded(self, version: int, codec: Codec | None, arrays: list[Array]) -> Array:
+        if codec is None:
+            return arrays[0]
+        salt = codec.salt_of(self.spec.key, version, 0)
+        return codec.decode(arrays, self.data.size, salt).reshape(self.spec.shape)
+
     def restore(self, unit: Unit, rule: Rule | None) -> None:
         """Become what was saved; ``rule`` is whose slots they are. Raises CheckpointError, and changes nothing."""
+        check_unit(self.spec, unit, rule)
+        self.state = {}  # first: there is not always memory for two tables
+        if VALUE in unit.arrays:
+            self.data = np.empty(0)
+            self.spare = self.code = self.sent = None
         arrays = {name: _whole(array, unit.ids, self.spec.shape) for name, array in unit.arrays.items()}
-        state = {name.removeprefix(SLOT): array for name, array in arrays.items() if name.startswith(SLOT)}
-        data = arrays.get(VALUE)
-        if data is not None and (data.shape != self.spec.shape or data.dtype != storage(self.spec.code)):
-            reason = f"{data.dtype} {data.shape} was saved, the key is of shape {self.spec.shape}"
-            raise CheckpointError(path=f"the value of key {self.spec.key!r}", reason=reason)
-        if unit.count or state:
-            self._check_state(state, rule)
-            self.state, self.count, self.rule = state, unit.count, rule
-        if data is not None:
-            self.data, self.version = data, unit.version
-            self.spare = self.code = self.sent = self.filled = None
+        self.state = {name.removeprefix(SLOT): array for name, array in arrays.items() if name.startswith(SLOT)}
+        self.count, self.rule = unit.count, rule if unit.count or self.state else None
+        if VALUE in arrays:
+            self.data, self.version = arrays[VALUE], unit.version
+            self.filled = unit.ids if not self.state else None
             if SENT in arrays:
                 self.sent = Feedback(self.spec.shape)
                 self.sent.residual[...] = arrays[SENT]
-
-    def _check_state(self, state: State, rule: Rule | None) -> None:
-        where = f"the states of key {self.spec.key!r}"
-        if rule is None:
-            raise CheckpointError(path=where, reason="no optimizer or updater is set: call kv.set_optimizer first")
-        expected = rule.create_state(self.spec, self.data)
-        for name, slot in expected.items():
-            if name not in state or state[name].shape != slot.shape or state[name].dtype != slot.dtype:
-                found = "missing" if name not in state else f"{state[name].dtype} {state[name].shape}"
-                reason = f"slot {name!r} is {found}; {rule.what} has {slot.dtype} {slot.shape}"
-                raise CheckpointError(path=where, reason=reason)
+            if PULLED in arrays:
+                self.code = self.version, None, [arrays[PULLED]]
 
     # -- a round ------------------------------------------------------------------------------------------------------
 
@@ -219,6 +222,31 @@ class Value:
         if spare is not None and spare.base is None and spare.flags.writeable and sys.getrefcount(spare) == _ALONE:
             return spare
         return np.empty_like(self.data, order="C", subok=False)
+
+
+def check_unit(spec: Spec, unit: Unit, rule: Rule | None) -> None:
+    """Raise CheckpointError unless a key, or a piece of one, can become what a unit says under a rule."""
+    rows = spec.shape if unit.ids is None else (len(unit.ids), *spec.shape[1:])
+    data = unit.arrays.get(VALUE)
+    if data is not None and (data.shape != rows or data.dtype != storage(spec.code)):
+        reason = f"{data.dtype} {data.shape} was saved, the key is of shape {spec.shape}"
+        raise CheckpointError(path=f"the value of key {spec.key!r}", reason=reason)
+    state = {name.removeprefix(SLOT): array for name, array in unit.arrays.items() if name.startswith(SLOT)}
+    if not state and not unit.count:
+        return
+    where = f"the states of key {spec.key!r}"
+    if rule is None:
+        raise CheckpointError(path=where, reason="no optimizer or updater is set: call kv.set_optimizer first")
+    one = replace(spec, shape=(1, *spec.shape[1:])) if rule.splits and spec.shape else spec  # slots have the key's rows
+    expected = rule.create_state(one, np.zeros(one.shape, storage(spec.code)))
+    for name in [*expected, *(name for name in state if name not in expected)]:
+        slot, base = state.get(name), expected.get(name.split("@")[0])
+        shape, dtype = (rows, slot.dtype if slot is not None else None) if base is None else (base.shape, base.dtype)
+        if base is not None and shape and (one is not spec or unit.ids is not None):
+            shape = (*rows[:1], *shape[1:])
+        if slot is None or slot.shape != shape or slot.dtype != dtype:
+            found = "missing" if slot is None else f"{slot.dtype} {slot.shape}"
+            raise CheckpointError(path=where, reason=f"slot {name!r} is {found}; {rule.what} has {dtype} {shape}")
 
 
 def _whole(array: Array, ids: Ids | None, shape: tuple[int, ...]) -> Array:

@@ -13,6 +13,7 @@ from pslite.errors import CheckpointError
 
 VALUE = "value"
 SENT = "sent"  # what compressed pulls have left out
+PULLED = "pulled"  # what a compressed pull of this version has given to workers: it is to give it again
 IDS = "ids"
 SLOT = "slot/"  # and the slot's name
 

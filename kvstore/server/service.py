@@ -15,7 +15,7 @@ from kvstore.compression import Codec, cached
 from kvstore.keys import checked
 from kvstore.rows import Content, Ids, Rows
 from kvstore.spec import Spec
-from kvstore.transfer import pairs_of_units, units_of
+from kvstore.transfer import held_of, pairs_of_held, pairs_of_units, units_of
 from pslite import KVMeta, KVPairs, KVServer, Postoffice, SimpleApp, SimpleData
 from pslite.dtypes import CODES
 from pslite.errors import PeerError, ProtocolError, PSError
@@ -68,16 +68,12 @@ class Service:
             self.store.restore(rank, units_of(pairs))
             return None
         if meta.cmd == STASH:
-            if pairs.rounds is None:
-                raise ProtocolError("residuals without the number of pushes")
-            for key, [array], pushes in zip(keys, pairs.arrays(), pairs.rounds.tolist(), strict=True):
-                self.store.stash[key, meta.meta] = array.copy(), pushes
+            stashed = {
+                wire: (None if array is None else array.copy(), n) for wire, (array, n) in held_of(pairs).items()
+            }
+            self.store.stash.update(((meta.meta, wire), part) for wire, part in stashed.items())
             return None
-        found = [self.store.stash.get((key, meta.meta)) for key in keys]
-        arrays = [entry[0] for entry in found if entry is not None]
-        lens = np.array([entry is not None for entry in found], np.int64)
-        rounds = np.array([0 if entry is None else entry[1] for entry in found], np.uint64)
-        return KVPairs(pairs.keys, arrays, lens=lens, rounds=rounds, codes=[CODES["float32"]] * len(arrays))
+        return pairs_of_held({key: self.store.stash[meta.meta, key] for key in keys})
 
     def _on_control(self, data: SimpleData, app: SimpleApp) -> None:
         what, value = data.body
@@ -85,10 +81,15 @@ class Service:
         if what == "change":
             self.store.settings.change(rank, *value)
             app.response(data)
+        elif what == "meet":
+            self._finish(self.store.meeting.enter(Ticket(data, rank), str(value)))
+        elif what == "decide":
+            error = None if value[0] is None else PSError.from_wire(value[0])
+            self._finish(self.store.meeting.decide(Ticket(data, rank), error, value[1]))
         elif what == "profile":
             app.response(data, self._profile.on_control(value))
         elif what == "clear stash":
-            self.store.stash.clear()
+            self.store.stash = {(owner, key): part for (owner, key), part in self.store.stash.items() if owner != rank}
             app.response(data)
         else:
             self._finish(self.store.settings.agree(data, rank, str(what), value))
@@ -107,7 +108,10 @@ class Service:
         for ticket in tickets:
             token = ticket.token
             if isinstance(token, SimpleData):
-                self._control.response(token) if ticket.error is None else self._control.error(token, ticket.error)
+                if ticket.error is None:
+                    self._control.response(token, ticket.body)
+                else:
+                    self._control.error(token, ticket.error)
             elif ticket.error is not None:
                 self._data.error(token, ticket.error, ticket.what)
             elif ticket.pull:

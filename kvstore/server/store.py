@@ -17,7 +17,7 @@ import numpy as np
 
 from kvstore.arrays import Array
 from kvstore.checkpoint.unit import Unit
-from kvstore.commands import CODED
+from kvstore.commands import CODED, WHOLE
 from kvstore.compression import Codec
 from kvstore.rows import Content, Ids
 from kvstore.rules import Rule
@@ -26,6 +26,7 @@ from kvstore.value import Value
 from pslite.dtypes import code_of
 from pslite.errors import DuplicateKeyError, PeerError, PSError, UnknownKeyError, WorkerFinished, WorkerLeft
 
+from .meeting import Meeting
 from .settings import Settings
 from .ticket import Answer, Ticket
 
@@ -80,7 +81,10 @@ class Store:
         self.parked = 0  # contributions in all queues
         self._entries: dict[int, Entry] = {}  # by key on the wire
         self._members = set(range(num_workers))  # ranks that every round needs
-        self.stash: dict[tuple[int, int], tuple[Array, int]] = {}  # by key and rank: residuals on their way, and pushes
+        self.stash: dict[
+            tuple[int, int], tuple[Array | None, int]
+        ] = {}  # by rank and key: residuals on their way, pushes
+        self.meeting = Meeting(num_workers)
         self._gone: dict[int, PeerError] = {}  # ranks that will not push any more, and why
         self.settings = Settings(lambda: next((e.value.spec.key for e in self._entries.values() if e.split), None))
 
@@ -151,7 +155,7 @@ class Store:
 
     def unit(self, key: int, with_value: bool) -> Unit:
         """What there is to save of a key, in memory of its own."""
-        unit = self._find(key).value.unit(with_value)
+        unit = self._find(key).value.unit(with_value, self.settings.rule_of(0))
         if unit.ids is None:
             unit.arrays = {name: array.copy() for name, array in unit.arrays.items()}
         return unit
@@ -239,11 +243,12 @@ class Store:
         if isinstance(error, WorkerLeft):
             self._members.discard(rank)
         done = self.settings.on_decider_gone(error) if rank == 0 else []
+        done += self.meeting.on_peer_ended(rank, error)
         return done + [t for entry in self._entries.values() for t in self._advance(entry)]
 
     def missing(self, mine: Callable[[Any], bool]) -> list[str]:
         """Who the request whose token is ``mine`` waits for: ranks, with the round and the key."""
-        waiting = self.settings.missing(mine)
+        waiting = self.settings.missing(mine) or self.meeting.missing(mine)
         if waiting:
             return waiting
         for entry in self._entries.values():
@@ -269,6 +274,7 @@ def _content(spec: Spec, content: Content | Coded, code: int, rank: int) -> Cont
 
 def _answer(value: Value, ids: Ids | None, codec: Codec | None) -> Answer:
     if codec is not None and ids is None and value.can_be_coded:
-        arrays = value.coded(codec)
-        return Answer(arrays, [code_of(array.dtype) for array in arrays], value.version, CODED)
+        used, arrays = value.coded(codec)
+        kind = WHOLE if used is None else CODED
+        return Answer(arrays, [code_of(array.dtype) for array in arrays], value.version, kind)
     return Answer([value.read(ids)], [value.spec.code], value.version)

@@ -31,5 +31,6 @@ class Ticket:
     due: int = 0  # keys that are not done
     answers: list[Answer | None] = field(default_factory=list)  # of a pull, by the request's order of keys
     error: Exception | None = None
+    body: Any = None  # of the answer to a collective call
     what: str = ""  # the user code that raised the error
     finished: bool = False

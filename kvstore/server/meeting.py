@@ -1,0 +1,77 @@
+"""Collective calls that rank 0 carries out for all: save and load. A state machine without I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pslite.errors import ConflictError, PeerError, PSError, WorkerLeft
+
+from .ticket import Ticket
+
+
+class Meeting:
+    """All ranks come and say what for; then rank 0 acts, and tells the others what came of it."""
+
+    def __init__(self, num_workers: int) -> None:
+        self._members = set(range(num_workers))
+        self._here: dict[int, tuple[str, Ticket]] = {}  # who waits for the rest
+        self._waiting: list[Ticket] = []  # the other ranks', while rank 0 acts
+        self._gone: dict[int, PeerError] = {}  # ranks that will not come any more, and why
+
+    def enter(self, ticket: Ticket, what: str) -> list[Ticket]:
+        """A rank is there; returns the tickets that are done now. Rank 0's is when all are there."""
+        before = self._here.pop(ticket.rank, None)
+        self._here[ticket.rank] = what, ticket
+        if before is None:
+            return self._advance()
+        before[1].error = ConflictError(what="a collective call", rank=ticket.rank, got=what, expected="one at a time")
+        return [before[1], *self._advance()]  # nobody waits for that one any more
+
+    def decide(self, ticket: Ticket, error: PSError | None, result: Any) -> list[Ticket]:
+        """Rank 0 has acted."""
+        waiting, self._waiting = self._waiting, []
+        for other in waiting:
+            other.error, other.body = error, result
+        return [*waiting, ticket]
+
+    def on_peer_ended(self, rank: int, error: PeerError) -> list[Ticket]:
+        """Who waits for this rank gets the error, unless it left the others alone."""
+        self._gone[rank] = error
+        if isinstance(error, WorkerLeft) and rank != 0:
+            self._members.discard(rank)
+        failed = []
+        if rank == 0:
+            failed, self._waiting = self._waiting, []
+            for ticket in failed:
+                ticket.error = error
+        return [*failed, *self._advance()]
+
+    def missing(self, mine: Callable[[Any], bool]) -> list[str]:
+        """Who the call whose token is ``mine`` waits for."""
+        for what, ticket in self._here.values():
+            if mine(ticket.token):
+                return [f"worker {rank} (to call {what})" for rank in sorted(self._members - self._here.keys())]
+        return ["worker 0 (to finish the call)"] if any(mine(ticket.token) for ticket in self._waiting) else []
+
+    def _advance(self) -> list[Ticket]:
+        if not self._here:
+            return []
+        gone = next(
+            (self._gone[rank] for rank in sorted(self._members - self._here.keys()) if rank in self._gone), None
+        )
+        if gone is None and not self._here.keys() >= self._members:
+            return []
+        here, self._here = self._here, {}
+        tickets = [here[rank][1] for rank in sorted(here)]
+        expected = here[min(here)][0]
+        differs = next((rank for rank in sorted(here) if here[rank][0] != expected), None)
+        if gone is not None or differs is not None:
+            for ticket in tickets:
+                ticket.error = gone or ConflictError(
+                    what="the collective call", rank=differs, got=here[differs or 0][0], expected=expected
+                )
+            return tickets
+        tickets[0].body = sorted(here)
+        self._waiting = tickets[1:]
+        return tickets[:1]
