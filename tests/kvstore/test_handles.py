@@ -41,7 +41,7 @@ def _updaters() -> Iterator[None]:
         stored += received
 
     yield
-    rules._UPDATERS.clear()
+    del rules._UPDATERS["refuse-negative"]
 
 
 ONE, MINUS = np.ones(2, np.float32), -np.ones(2, np.float32)

@@ -330,11 +330,11 @@ def test_two_ranks_with_different_types_of_store() -> None:
 
 @pytest.fixture
 def _registries() -> Iterator[None]:
-    optimizers = dict(_REGISTRY)
+    optimizers, updaters = dict(_REGISTRY), dict(rules._UPDATERS)
     yield
-    rules._UPDATERS.clear()
-    _REGISTRY.clear()
-    _REGISTRY.update(optimizers)
+    for registry, before in ((_REGISTRY, optimizers), (rules._UPDATERS, updaters)):
+        registry.clear()
+        registry.update(before)
 
 
 @pytest.mark.usefixtures("_registries")
