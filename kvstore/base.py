@@ -7,10 +7,12 @@ import os
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
 from pslite.errors import ConfigError, KeyTypeError, UnknownKeyError
 
 from .handle import Handle
-from .keys import Group, Key, group, keys_of
+from .keys import Group, Key, checked, group, keys_of
 from .optimizer.base import Optimizer
 from .plugins import KVStoreBase
 from .rules import Updater
@@ -81,7 +83,10 @@ class KVStore(KVStoreBase, abc.ABC):
 
     @abc.abstractmethod
     def set_optimizer(self, optimizer: Optimizer) -> None:
-        """Update what is stored with an optimizer. Collective: equal on every worker, or ConflictError."""
+        """Update what is stored with an optimizer. Collective: equal on every worker, or ConflictError.
+
+        One that is equal to what was set before changes nothing; another one starts with new state.
+        """
 
     @abc.abstractmethod
     def set_updater(self, updater: Updater | str) -> None:
@@ -230,6 +235,12 @@ class KVStore(KVStoreBase, abc.ABC):
         self._check_keys(keys, known)
         return keys
 
+    def _known(self, key: Any, known: Any) -> Key:
+        """One key, known to the store; raises KeyTypeError, for a list of keys too, and UnknownKeyError."""
+        found = checked(key)
+        self._check_keys([found], known)
+        return found
+
     def _check_keys(self, keys: list[Key], known: Any) -> None:
         for k in keys:
             self._check_type(k)
@@ -240,6 +251,12 @@ class KVStore(KVStoreBase, abc.ABC):
         if self._key_type is not None and type(key) is not self._key_type:
             reason = f"this store's keys are {self._key_type.__name__}; int and str keys cannot be mixed"
             raise KeyTypeError(key=repr(key), reason=reason)
+
+
+def check_priority(priority: Any) -> None:
+    """Raise ConfigError unless it can travel."""
+    if not (isinstance(priority, (int, np.integer)) and -(2**63) <= priority < 2**63):
+        raise ConfigError(name="priority", value=f"{priority!r:.80}", allowed="give an integer of 64 bits, as -index")
 
 
 def results(keys: list[Key], listed: bool, values: dict[Key, Any]) -> Any:

@@ -23,6 +23,7 @@ from pslite.errors import (
     StorageError,
 )
 
+from .base import check_priority
 from .checkpoint.files import Held, Settings, opened, save
 from .commands import DATA, INIT
 from .compressing import Compression, check_whole, setting
@@ -179,6 +180,7 @@ class DistStore(Member):
 
     def _push(self, groups: list[Group], priority: int, flags: int, finish: Callable[..., Any] | None) -> Handle:
         """Send what is pushed, and what is to come back for it."""
+        check_priority(priority)  # before anything is counted, or held back by compression
         self._raise_failed()
         self._wait_for_room(groups)
         with self._pushing, self._lock:
@@ -440,7 +442,7 @@ class DistStore(Member):
     # -- the job ------------------------------------------------------------------------------------------------------
 
     def version(self, key: Key) -> int:
-        return self._records[self._keys(key, self._records)[0]].version
+        return self._records[self._known(key, self._records)].version
 
     def stats(self) -> dict[str, Any]:
         with self._lock:

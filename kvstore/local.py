@@ -13,7 +13,7 @@ from pslite.dtypes import BFLOAT16, storage
 from pslite.errors import ClosedError, ConfigError, DuplicateKeyError
 
 from .arrays import Array
-from .base import KVStore, results
+from .base import KVStore, check_priority, results
 from .bfloat16 import bfloat16
 from .checkpoint.files import Held, Settings, opened, save
 from .compressing import Compression, Traffic, setting
@@ -77,6 +77,7 @@ class LocalStore(KVStore):
 
     @traced
     def push(self, key: Any, value: Any, priority: int = 0) -> Handle:
+        check_priority(priority)
         with self._lock:
             self._check_open()
             self._push(self._groups(key, value, self._values))
@@ -121,6 +122,7 @@ class LocalStore(KVStore):
 
     @traced
     def pull(self, key: Any, out: Any = None, priority: int = 0, ignore_sparse: bool = True, wait: bool = True) -> Any:
+        check_priority(priority)
         with self._lock:
             self._check_open()
             result = self._pull(key, out, ignore_sparse)
@@ -152,6 +154,7 @@ class LocalStore(KVStore):
 
     @traced
     def pushpull(self, key: Any, value: Any, out: Any = None, priority: int = 0, wait: bool = True) -> Any:
+        check_priority(priority)
         with self._lock:
             self._check_open()
             groups = self._groups(key, value, self._values)
@@ -164,6 +167,7 @@ class LocalStore(KVStore):
     def row_sparse_pull(
         self, key: Any, out: Any = None, priority: int = 0, row_ids: Any = None, wait: bool = True
     ) -> Any:
+        check_priority(priority)
         with self._lock:
             self._check_open()
             keys, listed = self._keys(key, self._values), isinstance(key, (list, tuple))
@@ -180,8 +184,10 @@ class LocalStore(KVStore):
     # -- how pushes change values -------------------------------------------------------------------------------------
 
     def set_optimizer(self, optimizer: Optimizer) -> None:
+        checked_optimizer(optimizer)
         with self._lock:
-            self._rule = OptimizerRule(checked_optimizer(optimizer))
+            old = self._rule
+            self._rule = old.followed_by(optimizer) if isinstance(old, OptimizerRule) else OptimizerRule(optimizer)
 
     def set_updater(self, updater: Updater | str) -> None:
         with self._lock:
@@ -259,7 +265,7 @@ class LocalStore(KVStore):
 
     def version(self, key: Key) -> int:
         with self._lock:
-            return self._values[self._keys(key, self._values)[0]].version
+            return self._values[self._known(key, self._values)].version
 
     def stats(self) -> dict[str, Any]:
         with self._lock:

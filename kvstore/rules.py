@@ -95,6 +95,13 @@ class Rule(Protocol):
         """Whether this rule's slots are those of the other, which it continues."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Series:
+    """An optimizer as it was set, with all its later changes: one object for all rules that it makes."""
+
+    wire: list[Any] | None
+
+
 class OptimizerRule:
     """An optimizer, with slots for every key.
 
@@ -102,17 +109,23 @@ class OptimizerRule:
     value is that, rounded. Slots named in ``worker_slots`` exist once per worker, as ``name@rank``.
     """
 
-    def __init__(self, optimizer: Optimizer, series: object = None) -> None:
+    def __init__(self, optimizer: Optimizer, series: _Series | None = None) -> None:
         self.optimizer = optimizer
         self.what = f"the optimizer {type(optimizer).__name__}"
         self.splits = optimizer.elementwise
         self.trusted = type(optimizer).__module__.startswith("kvstore.")
-        self._series = object() if series is None else series  # the same for all changes of one optimizer
         self._wire = _wire_of(optimizer)  # its hyper-parameters as they were when this rule was made
+        self._series = _Series(self._wire) if series is None else series
 
     def refreshed(self) -> OptimizerRule:
         """This rule, or the one that follows it if the optimizer was changed."""
         return self if _wire_of(self.optimizer) == self._wire else OptimizerRule(self.optimizer, self._series)
+
+    def followed_by(self, optimizer: Optimizer) -> OptimizerRule:
+        """The rule of an optimizer that is set now: one equal to what was set before changes nothing."""
+        new = OptimizerRule(optimizer)
+        again = new._wire is not None and new._wire == self._series.wire
+        return OptimizerRule(optimizer, self._series) if again else new
 
     def to_wire(self) -> list[Any]:
         return ["optimizer", self.optimizer.to_wire()]

@@ -43,7 +43,7 @@ SAY_SLOW_EVERY = 30.0  # seconds between two lines about a wait that takes long
 LAST_QUESTION = 1.0  # seconds that a peer has, at the deadline, to say what it waits for
 LEAVE_WITHIN = 5.0  # seconds that leaving and closing may take
 _GROUPS = {ids.SERVER_GROUP: "all servers", ids.WORKER_GROUP: "all workers", ids.ALL: "all processes"}
-BEAT_WHEN_LEAVING = 0.02  # seconds between the scheduler's looks at who is still connected, at the end of the job
+BEAT_WHEN_LEAVING = 0.02  # at most so many seconds between the scheduler's looks at who is still connected, at the end
 SAME_AS_CONFIG = object()  # the default of timeouts: Config.timeout
 
 
@@ -426,10 +426,11 @@ class Postoffice:
                 self.leave()
             return
         # A member whose answer to LEAVE got lost asks again: stay until every one has closed its connection.
-        limit = self._clock() + LEAVE_WITHIN
+        limit, pause = self._clock() + LEAVE_WITHIN, BEAT_WHEN_LEAVING / 16
         while self._clock() < limit and not self._core.scheduler.alone:
             self._shell.do(self._core.beat_all)
-            self._shell.wait_until(lambda: False, min(limit, self._clock() + BEAT_WHEN_LEAVING))
+            self._shell.wait_until(lambda: False, min(limit, self._clock() + pause))
+            pause = min(2 * pause, BEAT_WHEN_LEAVING)
 
     def close(self, linger: float = 2.0) -> None:
         """Close the connection at once, without telling anybody; what is queued has ``linger`` seconds to leave.

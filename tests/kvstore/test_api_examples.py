@@ -1,7 +1,7 @@
 """The examples of MXNet's API description and tutorials, with numpy in place of mx.nd and lists in place of GPUs.
 
-Each runs on the local stores and on the distributed ones with one worker; where a number is a sum over workers, two
-workers see twice of it.
+Each runs on every store, but not on dist_async with several workers, whose values depend on who is first; where a
+number is a sum over workers, three workers see three times of it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import pytest
 
 import kvstore
 from kvstore import rules
+from tests.kvstore.on_stores import KV, LOCAL, STORES, Store, on
 
 SHAPE = (2, 3)
 DEVICES = range(4)
-STORES = [("local", 1), ("device", 1), ("dist_sync", 1), ("dist_device_sync", 1), ("dist_async", 1), ("dist_sync", 2)]
-KV = kvstore.KVStore
+IN_STEP = [store for store in STORES if "async" not in store.type or store.workers == 1]
 
 updated: list[Any] = []  # keys in the order of their updates
 
@@ -48,18 +48,20 @@ def on_devices() -> list[Any]:
     return [ones() for _ in DEVICES]
 
 
-def each(example: Callable[[KV, int], None]) -> Any:
+def each(example: Callable[[KV, int], None], stores: list[Store] = IN_STEP) -> Any:
     """``example(kv, n)`` on every store; n is the number of workers whose pushes are summed."""
 
-    @pytest.mark.parametrize(("type", "workers"), STORES)
-    def test(type: str, workers: int) -> None:
-        if type in ("local", "device"):
-            example(kvstore.create(type), 1)
-        else:
-            kvstore.LocalCluster(workers=workers, servers=2, type=type).run(lambda kv: example(kv, workers))
+    @on(stores)
+    def test(store: Store) -> None:
+        store.run(lambda kv: example(kv, kv.num_workers))
 
     test.__doc__ = example.__doc__
     return test
+
+
+def each_whole(example: Callable[[KV, int], None]) -> Any:
+    """The stores whose arrays are not split, for an updater that is set after init."""
+    return each(example, [store for store in IN_STEP if not store.split])
 
 
 def same(array: Any, number: float) -> None:
@@ -160,7 +162,7 @@ def test_set_optimizer(kv: KV, n: int) -> None:
 def test_attributes(kv: KV, n: int) -> None:
     assert kv.num_workers == n
     assert kv.rank in range(n)
-    assert kv.type in {type for type, _ in STORES}
+    assert kv.type in {store.type for store in IN_STEP}
 
 
 @each
@@ -177,7 +179,7 @@ def test_broadcast(kv: KV, n: int) -> None:
 # -- tutorials --------------------------------------------------------------------------------------------------------
 
 
-@each
+@each_whole
 def test_the_tutorial(kv: KV, n: int) -> None:
     kv.init(3, ones() * 2)
     a = zeros()
@@ -201,7 +203,7 @@ def test_the_tutorial(kv: KV, n: int) -> None:
     same(b[1], 6 * n)
 
 
-@each
+@each_whole
 def test_the_tutorial_on_lists(kv: KV, n: int) -> None:
     keys = [5, 7, 9]
     kv._set_updater(update)
@@ -221,9 +223,9 @@ def test_the_tutorial_on_lists(kv: KV, n: int) -> None:
     assert sorted(updated) == [5, 5, 7, 7, 9, 9]
 
 
-@pytest.mark.parametrize("type", ["local", "device"])
-def test_updates_are_in_the_order_of_keys(type: str) -> None:
-    kv = kvstore.create(type)
+@on(LOCAL)
+def test_updates_are_in_the_order_of_keys(store: Store) -> None:
+    kv = kvstore.create(store.type)
     kv._set_updater(update)
     kv.init([5, 7, 9], [ones()] * 3)
     kv.push([5, 7, 9], [ones()] * 3)

@@ -100,6 +100,10 @@ MISTAKES: dict[str, tuple[type[Exception], str, Callable[[Any], Any]]] = {
     "an optimizer's class": (ConfigError, r"optimizer\.create", lambda kv: kv.set_optimizer(kvstore.optimizer.SGD)),
     "an unknown updater": (ConfigError, r"@kvstore\.updater", lambda kv: kv.set_updater("nobody")),
     "no updater": (ConfigError, r"@kvstore\.updater", lambda kv: kv.set_updater(3)),
+    "push with a priority of no number": (ConfigError, "priority=", lambda kv: kv.push("w", ONE, priority="high")),
+    "pull with a priority of no integer": (ConfigError, "priority=", lambda kv: kv.pull("w", priority=1.5)),
+    "pushpull with a huge priority": (ConfigError, "64 bits", lambda kv: kv.pushpull("w", ONE.copy(), priority=2**63)),
+    "version of two keys": (KeyTypeError, "not list", lambda kv: kv.version(["w", "w"])),
     "an unknown capability": (ConfigError, "optimizer", lambda kv: kv.is_capable("sparse")),
 }
 
