@@ -197,10 +197,10 @@ class Model:
     # -- the job ------------------------------------------------------------------------------------------------------
 
     def set_rule(self, kind: str, lr: float = 0.0, momentum: float = 0.0, lazy: bool = False) -> None:
-        """On all workers. To say the same again changes nothing, but on a local store it starts afresh."""
+        """On all workers. To say the same again changes nothing."""
         if kind == "mix" and any(entry.split for entry in self.keys.values()):
             raise ConfigError(name="rule", value=kind, allowed="")
-        self.series += self.local or self.said != (kind, lr, momentum, lazy)
+        self.series += self.said != (kind, lr, momentum, lazy)
         self.said = kind, lr, momentum, lazy
         self.rules = [Rule(kind, lr, momentum, lazy, self.series)] * len(self.rules)
 
