@@ -29,6 +29,7 @@ __all__ = [
     "is_array",
     "narrow",
     "read",
+    "typed",
     "widen",
     "write",
 ]
@@ -102,6 +103,11 @@ def _target(out: object, shape: tuple[int, ...], key: object) -> tuple[Any, int]
     if isinstance(target, np.ndarray) and not target.flags.writeable:
         raise ConfigError(name="out", value=f"a read-only {type(out).__name__}", allowed="give a writable array")
     return target, code
+
+
+def typed(data: Array, code: int) -> Array | bfloat16:
+    """Data of the storage dtype as users hold it: bfloat16's is marked as such."""
+    return bfloat16(data) if code == BFLOAT16 else data
 
 
 def widen(data: Array, code: int) -> Array:

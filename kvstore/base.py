@@ -25,7 +25,11 @@ class KVStore(KVStoreBase, abc.ABC):
     where an array is accepted, a list of arrays (one per device) is too: pushed ones are summed, pulled into all.
     Arrays are numpy's, torch's, jax's, RowSparseArrays, or anything with ``__dlpack__`` or the buffer protocol.
     Arguments are never written to, except ``out`` and what ``pushpull`` gets without it, and may be overwritten as soon
-    as the call returns. Methods are thread-safe; calls take effect in order.
+    as the call returns. ``priority``: where messages wait for room the larger one leaves first; local types ignore it.
+    Methods are thread-safe; calls take effect in order. Those that every worker must make are for one thread.
+
+    Calls raise ClosedError after ``close``, UnknownKeyError for a key before its ``init``, KeyTypeError for what is no
+    key; ShapeError, DTypeError, StorageError for arrays that are not as at ``init``. Then the call has changed nothing.
     """
 
     def __init__(self, name: str) -> None:
@@ -36,10 +40,10 @@ class KVStore(KVStoreBase, abc.ABC):
 
     @abc.abstractmethod
     def init(self, key: Any, value: Any) -> None:
-        """Create keys; returns when they can be pushed and pulled.
+        """Create keys, row-sparse ones of RowSparseArrays; returns when they can be pushed and pulled.
 
-        Every worker must call it; the value of rank 0 counts, the others' shape and dtype must agree (ShapeError,
-        DTypeError). A key that exists is a DuplicateKeyError.
+        Every worker must call it; the value of rank 0 counts, the others' shape, dtype and kind must agree (ShapeError,
+        DTypeError, StorageError). A key that exists is a DuplicateKeyError.
         """
 
     @abc.abstractmethod
@@ -54,13 +58,17 @@ class KVStore(KVStoreBase, abc.ABC):
     def pull(self, key: Any, out: Any = None, priority: int = 0, ignore_sparse: bool = True, wait: bool = True) -> Any:
         """Read values into ``out`` (cast to its dtype), or return new arrays without it.
 
-        Includes all pushes that this worker made before. ``wait=False`` returns a Handle; its ``wait()`` returns what
-        ``pull`` would have.
+        Includes all pushes that this worker made before. A RowSparseArray as ``out`` is passed over if
+        ``ignore_sparse``, else gets the rows that are not zero. ``wait=False`` returns a Handle; its ``wait()`` returns
+        what ``pull`` would have.
         """
 
     @abc.abstractmethod
     def pushpull(self, key: Any, value: Any, out: Any = None, priority: int = 0, wait: bool = True) -> Any:
-        """Push and pull in one message; without ``out`` the result is written into ``value``."""
+        """Push and pull in one message; without ``out`` the result is written into ``value``.
+
+        ``wait`` as in ``pull``.
+        """
 
     @abc.abstractmethod
     def row_sparse_pull(
@@ -85,14 +93,19 @@ class KVStore(KVStoreBase, abc.ABC):
     def set_optimizer(self, optimizer: Optimizer) -> None:
         """Update what is stored with an optimizer. Collective: equal on every worker, or ConflictError.
 
-        One that is equal to what was set before changes nothing; another one starts with new state.
+        One that is equal to what was set before changes nothing; another one starts with new state. Attributes may be
+        changed afterwards, on each worker for itself: they count from the next push on. Raises ConfigError for what is
+        no optimizer; on dist types also for one that is not registered, or that needs whole arrays when a key is split
+        over the servers.
         """
 
     @abc.abstractmethod
     def set_updater(self, updater: Updater | str) -> None:
         """Update with ``fn(key, received, stored)``, which changes ``stored`` in place.
 
-        On dist types it must be registered with ``@kvstore.updater('name')``; the name may be given instead.
+        On dist types it must be registered with ``@kvstore.updater('name')``; the name may be given instead. There it
+        is collective: equal on every worker, or ConflictError. Raises ConfigError if it is not registered, or a key is
+        split over the servers: an updater needs whole arrays.
         """
 
     def _set_updater(self, updater: Updater | str) -> None:
@@ -143,7 +156,8 @@ class KVStore(KVStoreBase, abc.ABC):
 
     def load_optimizer_states(self, fname: str | os.PathLike[str]) -> None:
         """Go on with the states that ``save_optimizer_states`` (or ``save``) wrote; the optimizer must be set before,
-        unless it was dumped. On dist types every worker must call it; rank 0 reads."""
+        unless it was dumped. On dist types every worker must call it; rank 0 reads. Raises as ``load`` does.
+        """
         self._load(fname, values=False)
 
     @abc.abstractmethod
@@ -257,8 +271,3 @@ def check_priority(priority: Any) -> None:
     """Raise ConfigError unless it can travel."""
     if not (isinstance(priority, (int, np.integer)) and -(2**63) <= priority < 2**63):
         raise ConfigError(name="priority", value=f"{priority!r:.80}", allowed="give an integer of 64 bits, as -index")
-
-
-def results(keys: list[Key], listed: bool, values: dict[Key, Any]) -> Any:
-    """What a call without ``out`` returns: a list for a list of keys, else an array."""
-    return [values[k] for k in keys] if listed else values[keys[0]]

@@ -93,6 +93,11 @@ def fill(out: Any, data: Array, spec: Spec) -> None:
         write(out, data, spec.code, spec.key)
 
 
+def results(keys: Sequence[Key], listed: bool, values: dict[Key, Any]) -> Any:
+    """What a pull without ``out`` returns: a list for a list of keys, else an array."""
+    return [values[k] for k in keys] if listed else values[keys[0]]
+
+
 # -- pulls of rows ----------------------------------------------------------------------------------------------------
 
 

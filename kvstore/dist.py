@@ -31,7 +31,6 @@ from .compression import Codec
 from .contents import check_outs, checked, read_content, rows_wanted, summed
 from .handle import Handle
 from .keys import Group, Key, group
-from .local import checked_optimizer
 from .member import Member
 from .optimizer.base import Optimizer
 from .records import Planner, Record
@@ -276,7 +275,7 @@ class DistStore(Member):
     # -- how pushes change values -------------------------------------------------------------------------------------
 
     def set_optimizer(self, optimizer: Optimizer) -> None:
-        rule = OptimizerRule(checked_optimizer(optimizer))
+        rule = OptimizerRule(optimizer)
         wire = rule.to_wire()
         self._set_rule(rule, wire)
         with self._lock:
@@ -295,8 +294,9 @@ class DistStore(Member):
             remedy = f"it needs whole arrays, and key {split!r} is split over the servers: set it before init"
             raise ConfigError(name="rule", value=rule.what, allowed=remedy)
         self._agree("rule", wire)
-        self._rule = rule
-        self._plan_splits()
+        with self._lock:
+            self._rule = rule
+            self._plan_splits()
 
     def set_gradient_compression(self, compression_params: Any) -> None:
         self._raise_failed()
@@ -309,9 +309,11 @@ class DistStore(Member):
 
     def _split_key(self) -> Key | None:
         """A key that is split over the servers, if there is one."""
-        return next((record.key for record in self._records.values() if not record.whole), None)
+        with self._lock:  # another thread may be in ``init``
+            return next((record.key for record in self._records.values() if not record.whole), None)
 
     def _plan_splits(self) -> None:
+        """Cut new keys only if the rule and the codec allow it; the lock is held."""
         codec = self._compression.codec
         self._planner.may_split = (self._rule is None or self._rule.splits) and (codec is None or codec.elementwise)
 

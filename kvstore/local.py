@@ -9,15 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from pslite.dtypes import BFLOAT16, storage
+from pslite.dtypes import storage
 from pslite.errors import ClosedError, ConfigError, DuplicateKeyError
 
-from .arrays import Array
-from .base import KVStore, check_priority, results
-from .bfloat16 import bfloat16
+from .arrays import Array, typed
+from .base import KVStore, check_priority
 from .checkpoint.files import Held, Settings, opened, save
 from .compressing import Compression, Traffic, setting
-from .contents import RowsWanted, check_outs, checked, fill, read_content, rows_returned, rows_wanted, summed
+from .contents import RowsWanted, check_outs, checked, fill, read_content, results, rows_returned, rows_wanted, summed
 from .handle import Handle
 from .keys import Group, Key, group
 from .optimizer.base import Optimizer
@@ -51,7 +50,7 @@ class LocalStore(KVStore):
         self._order: dict[Key, int] = {}  # keys are updated in this order: ints by value, strings by first init
         self._rule: Rule | None = None
         self._compression = Compression()
-        self._closed = False
+        self._closed = False  # only ever becomes True, in any thread
 
     @traced
     def init(self, key: Any, value: Any) -> None:
@@ -133,7 +132,7 @@ class LocalStore(KVStore):
             keys = self._keys(key, self._values)
             for k in keys:
                 self._pulled(k, self._values[k].data)
-            values = {k: returned(self._values[k].read().copy(), self._specs[k].code) for k in keys}
+            values = {k: typed(self._values[k].data.copy(), self._specs[k].code) for k in keys}
             return results(keys, isinstance(key, (list, tuple)), values)
         self._fill(self._outs(key, out, ignore_sparse))
         return None
@@ -184,13 +183,14 @@ class LocalStore(KVStore):
     # -- how pushes change values -------------------------------------------------------------------------------------
 
     def set_optimizer(self, optimizer: Optimizer) -> None:
-        checked_optimizer(optimizer)
         with self._lock:
+            self._check_open()
             old = self._rule
             self._rule = old.followed_by(optimizer) if isinstance(old, OptimizerRule) else OptimizerRule(optimizer)
 
     def set_updater(self, updater: Updater | str) -> None:
         with self._lock:
+            self._check_open()
             if callable(updater):
                 self._rule = UpdaterRule(updater, getattr(updater, "__name__", "updater"))
             else:
@@ -204,6 +204,7 @@ class LocalStore(KVStore):
         if new.pulls:
             raise ConfigError(name="direction", value="both", allowed="a 'device' store compresses pushes only")
         with self._lock:
+            self._check_open()
             self._compression.codec = new.codec
 
     # -- on disk ------------------------------------------------------------------------------------------------------
@@ -286,16 +287,3 @@ class LocalStore(KVStore):
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError(what="the store")
-
-
-def checked_optimizer(optimizer: Any) -> Optimizer:
-    """The argument of ``set_optimizer``; raises ConfigError if it is none."""
-    if not isinstance(optimizer, Optimizer):
-        remedy = "give an optimizer: kvstore.optimizer.create('sgd', learning_rate=0.1)"
-        raise ConfigError(name="optimizer", value=f"{optimizer!r:.80}", allowed=remedy)
-    return optimizer
-
-
-def returned(data: Array, code: int) -> Any:
-    """A pulled value as users get it."""
-    return bfloat16(data) if code == BFLOAT16 else data

@@ -153,8 +153,13 @@ class Member(KVStore):
                 if not self._in_flight:
                     return
                 handle = self._in_flight.popleft()
-            if not handle.reported:
-                handle.wait()
+            try:
+                self._see(handle)
+            except TimeoutError:
+                if not handle.done():  # how it ends must be seen, by close() at the latest
+                    with self._lock:
+                        self._in_flight.appendleft(handle)
+                raise
 
     def _leave_without_waiting(self) -> None:
         """The end of a process that did not call ``close()``: the servers get its pushes, nobody is waited for."""

@@ -50,7 +50,8 @@ class P3Store(DistStore):
         raise _refused("compression_params", compression_params)
 
     def is_capable(self, capability: str) -> bool:
-        return super().is_capable(capability) and False
+        super().is_capable(capability)  # raises for an unknown word
+        return False
 
 
 def check_type(name: str, p3: bool) -> None:

@@ -34,8 +34,8 @@ WITHOUT_EFFECT = (  # options of MXNet's set_config: there are no operators here
     "gpu_memory_profile_filename_prefix",
 )
 
-_latest: weakref.ref[Member] | None = None  # the dist store that this process created last
-_own = threading.local()  # .latest: the one that this thread did
+_latest: weakref.ref[Member] | None = None  # the dist store that any thread created last
+_own = threading.local()  # .latest: the one that this thread created
 
 
 def set_config(**kwargs: Any) -> None:

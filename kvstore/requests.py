@@ -13,13 +13,11 @@ from pslite import KVPairs
 from pslite.dtypes import CODES, code_of, storage
 from pslite.errors import ProtocolError
 
-from .arrays import Array, write
-from .base import results
+from .arrays import Array, typed, write
 from .commands import CODED, ROWS, WHOLE
 from .compression import Codec
-from .contents import RowsWanted, fill, rows_returned
+from .contents import RowsWanted, fill, results, rows_returned
 from .keys import Group, Key
-from .local import returned
 from .records import Piece, Record
 from .rows import Content, Rows, as_dense
 from .sparse import RowSparseArray
@@ -106,8 +104,7 @@ def pull_into(
     def finish(parts: list[KVPairs]) -> Any:
         found = _received(parts, records, codec)
         if outs is None:
-            values = {k: returned(_joined(r, found).copy(), r.spec.code) for k, r in records.items()}
-            return results(keys, listed, values)
+            return results(keys, listed, {k: typed(_fresh(r, found), r.spec.code) for k, r in records.items()})
         for g in outs:
             for out in g.arrays:
                 _write(out, records[g.key], found)
@@ -151,7 +148,8 @@ def _received(parts: list[KVPairs], records: dict[Key, Record], codec: Codec | N
             found[piece.wire] = value, version
             record.traffic.pull += sum(array.nbytes for array in arrays)
             record.traffic.pull_raw += value.nbytes
-        record.version = min((version for _, _, version, _ in mine), default=record.version)
+        if mine:  # else nothing was sent, and this may run beside the leading thread
+            record.version = min(version for _, _, version, _ in mine)
     return found
 
 
@@ -170,6 +168,13 @@ def _write(out: Any, record: Record, found: Answers) -> None:
         write(out[piece.first : piece.end], found[piece.wire][0], record.spec.code, record.key)
 
 
+def _fresh(record: Record, found: Answers) -> Array:
+    """The whole value in memory of its own."""
+    value = _joined(record, found)
+    return value.copy() if record.whole else value
+
+
 def _joined(record: Record, found: Answers) -> Array:
+    """The whole value; of a key on one server a view of the message."""
     pieces = [found[p.wire][0] for p in record.pieces]
     return pieces[0] if record.whole else np.concatenate(pieces).reshape(record.spec.shape)

@@ -11,8 +11,7 @@ import numpy as np
 from pslite.dtypes import BFLOAT16, CODES
 from pslite.errors import ConfigError
 
-from .arrays import LOW_PRECISION, Array, narrow, widen
-from .bfloat16 import bfloat16
+from .arrays import LOW_PRECISION, Array, narrow, typed, widen
 from .keys import Key
 from .optimizer.base import Optimizer, State
 from .rows import Ids, Rows
@@ -107,9 +106,13 @@ class OptimizerRule:
 
     With ``multi_precision``, float16 and bfloat16 keys have a slot ``master``, the float32 weight that is updated; the
     value is that, rounded. Slots named in ``worker_slots`` exist once per worker, as ``name@rank``.
+    Raises ConfigError for what is no optimizer.
     """
 
     def __init__(self, optimizer: Optimizer, series: _Series | None = None) -> None:
+        if not isinstance(optimizer, Optimizer):
+            remedy = "give an optimizer: kvstore.optimizer.create('sgd', learning_rate=0.1)"
+            raise ConfigError(name="optimizer", value=f"{optimizer!r:.80}", allowed=remedy)
         self.optimizer = optimizer
         self.what = f"the optimizer {type(optimizer).__name__}"
         self.splits = optimizer.elementwise
@@ -139,13 +142,13 @@ class OptimizerRule:
         return OptimizerRule(optimizer, self._series)
 
     def create_state(self, spec: Spec, value: Array) -> State:
-        return self.optimizer.create_state_multi_precision(spec.key, _typed(value, spec.code))
+        return self.optimizer.create_state_multi_precision(spec.key, typed(value, spec.code))
 
     def apply(self, change: Change) -> None:
         code = change.spec.code
-        received = change.received if self.widens(code) else _typed(change.received, code)
+        received = change.received if self.widens(code) else typed(change.received, code)
         state = self._of_worker(change.state, change.rank)
-        stored = _typed(change.stored, code)
+        stored = typed(change.stored, code)
         self.optimizer.update_multi_precision(change.spec.key, stored, received, state, change.count)
 
     def _of_worker(self, state: State, rank: int) -> State:
@@ -154,7 +157,10 @@ class OptimizerRule:
             return state
         mine = {name: slot for name, slot in state.items() if "@" not in name}
         for name in self.optimizer.worker_slots:
-            mine[name] = state.setdefault(f"{name}@{rank}", state[name].copy())
+            own = f"{name}@{rank}"
+            if own not in state:
+                state[own] = state[name].copy()
+            mine[name] = state[own]
         return mine
 
     def by_rows(self, sparse: bool) -> bool:
@@ -230,10 +236,6 @@ def _wire_of(optimizer: Optimizer) -> list[Any] | None:
         return optimizer.to_wire()
     except ConfigError:
         return None
-
-
-def _typed(data: Array, code: int) -> Array | bfloat16:
-    return bfloat16(data) if code == BFLOAT16 else data
 
 
 def updater_named(name: str) -> UpdaterRule:

@@ -14,7 +14,7 @@ import numpy as np
 from pslite.dtypes import BFLOAT16, NAMES, code_of, storage
 from pslite.errors import ConfigError, DTypeError, ShapeError
 
-from .arrays import Array, read
+from .arrays import Array, read, typed
 from .bfloat16 import bfloat16, from_float32, to_float32
 from .rows import Ids, Rows, dense, merge, nonzero_rows, read_ids, row_numbers
 
@@ -41,7 +41,7 @@ class RowSparseArray:
     @property
     def data(self) -> Any:
         """The rows: a numpy array, or a ``kvstore.bfloat16``."""
-        return bfloat16(self._data) if self._code == BFLOAT16 else self._data
+        return typed(self._data, self._code)
 
     @property
     def dtype(self) -> Any:
@@ -50,8 +50,7 @@ class RowSparseArray:
 
     def todense(self) -> Any:
         """A new array of ``shape`` with zeros in the rows that are not there."""
-        whole = dense(self._rows, self.shape)
-        return bfloat16(whole) if self._code == BFLOAT16 else whole
+        return typed(dense(self._rows, self.shape), self._code)
 
     def copy(self) -> RowSparseArray:
         """A RowSparseArray that shares no memory with this one."""

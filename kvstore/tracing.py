@@ -65,8 +65,8 @@ class Recorder:
 
     def __init__(self, clock: Callable[[], int], limit: int = LIMIT) -> None:
         self.clock = clock
-        self.running = False  # whether events are wanted: started and not paused
-        self._lock = threading.Lock()  # guards all below
+        self._lock = threading.Lock()  # guards changes of all below
+        self.running = False  # whether events are wanted: started and not paused; hooks read it without the lock
         self._filename = FILENAME
         self._started = self._paused = False
         self._used = False  # started since the last dump that was the end
@@ -94,7 +94,9 @@ class Recorder:
     def do(self, action: str, value: Any) -> list[str]:
         """Obey ``kvstore.profiler``; returns the files written. Raises ConfigError, or ProtocolError if malformed."""
         if action == "filename":
-            self._filename = checked_filename(value)
+            checked = checked_filename(value)
+            with self._lock:
+                self._filename = checked
             return []
         if action not in ("run", "pause", "dump") or not isinstance(value, bool):
             raise ProtocolError(f"the profiler cannot do {action!r:.80}, {value!r:.80}")
@@ -113,12 +115,12 @@ class Recorder:
         with self._lock:
             files = self._files() if self._used else {}
             events, dropped = list(self._events), self._recorded - len(self._events)
+            filename = Path(self._filename).absolute()
         if not files:
             log.info("profiler: nothing was recorded, nothing is written")
         paths = []
         for prefix, processes in files.items():
-            path = Path(self._filename).absolute()
-            path = path.with_name(prefix + path.name)
+            path = filename.with_name(prefix + filename.name)
             _write(path, processes, (event for event in events if event.process in processes), dropped)
             paths.append(str(path))
         if finished:

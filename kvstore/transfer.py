@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 
 from pslite import Flag, KVPairs, KVWorker
-from pslite.dtypes import CODES, code_of
-from pslite.errors import ProtocolError
 
 from .arrays import Array
 from .checkpoint.files import Held
-from .checkpoint.unit import IDS, Unit, join
+from .checkpoint.unit import Unit, join
+from .checkpoint.wire import HeldParts, held_of, pairs_of_held, pairs_of_units, units_of
 from .commands import LOAD, SAVE, STASH, UNSTASH
 from .keys import Key
 from .records import Piece, Record
@@ -67,40 +66,7 @@ def push_units(worker: KVWorker, units: Iterable[tuple[Record, Unit]]) -> None:
     worker.customer.wait_for(_send(worker, pairs_of_units(cut), Flag.PUSH, LOAD, None))
 
 
-def pairs_of_units(units: dict[int, Unit]) -> KVPairs:
-    """Units as they travel, by key on the wire; what they are is in ``meta``."""
-    arrays: list[list[Array]] = []
-    meta = {}
-    for wire, unit in sorted(units.items()):
-        named = unit.arrays if unit.ids is None else {IDS: unit.ids, **unit.arrays}
-        arrays.append(list(named.values()))
-        meta[wire] = [list(named), unit.version, unit.count]
-    return KVPairs(
-        np.array(sorted(units), np.uint64),
-        [array for own in arrays for array in own],
-        lens=np.array([len(own) for own in arrays], np.int64),
-        codes=[code_of(array.dtype) for own in arrays for array in own],
-        meta=meta,
-    )
-
-
-def units_of(pairs: KVPairs) -> dict[int, Unit]:
-    """The units in a message; raises ProtocolError if it is malformed."""
-    units = {}
-    try:
-        for wire, arrays in zip(pairs.keys.tolist(), pairs.arrays(), strict=True):
-            names, version, count = pairs.meta[wire]
-            named = dict(zip(names, arrays, strict=True))
-            units[wire] = Unit(named, named.pop(IDS, None), int(version), int(count))
-    except (TypeError, KeyError, ValueError) as error:
-        raise ProtocolError(f"a unit without its description: {error}") from error
-    return units
-
-
 # -- what the workers have --------------------------------------------------------------------------------------------
-
-HeldParts = dict[int, tuple[Array | None, int]]
-"""By key on the wire: a piece of a residual, if there is one, and the number of pushes."""
 
 
 def stash(worker: KVWorker, records: Iterable[Record], rank: int, held: Callable[[Key], Held]) -> None:
@@ -125,27 +91,6 @@ def unstash(worker: KVWorker, records: Iterable[Record], rank: int) -> Iterator[
             pieces, counts = zip(*(found[p.wire] for p in record.pieces), strict=True)
             residual = None if pieces[0] is None else np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
             yield Held(record.key, rank, counts[0], residual)
-
-
-def pairs_of_held(parts: HeldParts) -> KVPairs:
-    """Workers' parts as they travel."""
-    keys = sorted(parts)
-    arrays = [array for key in keys if (array := parts[key][0]) is not None]
-    return KVPairs(
-        np.array(keys, np.uint64),
-        arrays,
-        lens=np.array([parts[key][0] is not None for key in keys], np.int64),
-        rounds=np.array([parts[key][1] for key in keys], np.uint64),
-        codes=[CODES["float32"]] * len(arrays),
-    )
-
-
-def held_of(pairs: KVPairs) -> HeldParts:
-    """Workers' parts in a message; raises ProtocolError if it is malformed."""
-    if pairs.rounds is None or any(len(own) > 1 for own in pairs.arrays()):
-        raise ProtocolError("residuals without the numbers of pushes")
-    counted = zip(pairs.keys.tolist(), pairs.arrays(), pairs.rounds.tolist(), strict=True)
-    return {wire: (own[0] if own else None, pushes) for wire, own, pushes in counted}
 
 
 def _cut(record: Record, piece: Piece, array: Array) -> Array:

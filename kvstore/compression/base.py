@@ -9,8 +9,8 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
+from kvstore.arguments import decode, encode, parameters
 from kvstore.arrays import BLOCK, Array
-from kvstore.optimizer.wire import decode, encode, parameters
 from pslite.errors import ConfigError, ProtocolError, PSError
 
 __all__ = ["Codec", "cached", "check", "create", "drop_nonfinite", "register", "registered", "salt"]
@@ -62,6 +62,15 @@ class Codec(ABC):
     def salt_of(self, key: int | str, number: int, rank: int) -> int:
         """The salt of the ``number``-th push of ``key`` by worker ``rank``."""
         return salt(self.seed, key, number, 0 if self.shared else rank)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both give the same codes: a class with the same arguments."""
+        return type(other) is type(self) and all(
+            getattr(self, argument, None) == getattr(other, argument, None) for argument in parameters(type(self))
+        )
+
+    def __hash__(self) -> int:
+        return hash(type(self))
 
     def to_wire(self) -> list[Any]:
         """``[registered name, {argument: value}]`` for msgpack; equal for equal codecs.

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from kvstore.arguments import integer
 from kvstore.arrays import Array
-from kvstore.optimizer.wire import integer
 from pslite.errors import ConfigError
 
 from .base import register

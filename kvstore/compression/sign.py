@@ -37,7 +37,8 @@ class Sign(Codec):
     def decode(self, code: Sequence[Array], size: int, salt: int) -> Array:
         check(self, code, [(np.dtype(np.float32), 1), (np.dtype(np.uint8), -(-size // 8))])
         out = np.empty(size, np.float32)
-        table = _SIGNS * code[0]
+        with np.errstate(invalid="ignore"):  # a signalling NaN may come from the network
+            table = _SIGNS * code[0]
         for low in range(0, size, BLOCK):
             unpack(table, code[1][low // 8 : (low + BLOCK) // 8], out[low : low + BLOCK])
         return out

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from kvstore.arguments import integer, number
 from kvstore.arrays import BLOCK, Array
-from kvstore.optimizer.wire import integer, number
 from pslite.errors import ConfigError, ProtocolError
 
 from .base import Codec, check, drop_nonfinite, register

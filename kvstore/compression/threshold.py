@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from kvstore.arguments import number
 from kvstore.arrays import Array
-from kvstore.optimizer.wire import number
 from pslite.errors import ConfigError
 
 from .base import register

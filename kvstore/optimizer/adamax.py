@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from kvstore.arguments import number
 from kvstore.arrays import Array
 
 from .adam import Moments
 from .base import Rates, State, register
-from .wire import number
 
 __all__ = ["Adamax", "Nadam"]
 

@@ -11,17 +11,17 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
+from kvstore.arguments import decode, encode, integer, number, parameters
 from kvstore.arrays import LOW_PRECISION, Array, narrow, widen
 from kvstore.bfloat16 import bfloat16
+from kvstore.keys import Key
 from pslite.dtypes import BFLOAT16, code_of
 from pslite.errors import ConfigError
 
 from .schedulers import LRScheduler
-from .wire import decode, encode, integer, number, parameters
 
 __all__ = ["Key", "Optimizer", "Rates", "State", "Weight", "create", "register", "registered"]
 
-Key = int | str
 Weight = Array | bfloat16
 State = dict[str, Array]
 _Class = TypeVar("_Class", bound="type[Optimizer]")
@@ -93,7 +93,8 @@ class Optimizer(ABC):
         self.begin_num_update = integer("begin_num_update", begin_num_update)
         self.multi_precision = bool(multi_precision)
         self.param_dict = _parameters(param_dict)
-        self._encodings: dict[str, tuple[dict[Any, Any], Any]] = {}  # field: its dict and wire when last encoded
+        # By field, its dict and wire when last encoded: only a short cut. The thread that pushes fills it.
+        self._encodings: dict[str, tuple[dict[Any, Any], Any]] = {}
         self.set_lr_mult({})
         self.set_wd_mult({})
 

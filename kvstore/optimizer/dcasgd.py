@@ -6,13 +6,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from kvstore.arguments import number
 from kvstore.arrays import Array, widen
 from kvstore.bfloat16 import bfloat16
 from pslite.dtypes import BFLOAT16
 
 from .base import Key, State, Weight, register
 from .elementwise import Elementwise, Rates, zeros
-from .wire import number
 
 __all__ = ["DCASGD"]
 

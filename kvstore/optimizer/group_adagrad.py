@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from kvstore.arguments import number
 from kvstore.arrays import Array
 from pslite.errors import ConfigError
 
 from .base import Key, Rates, State, Weight, register
 from .layerwise import LayerWise, per_row
-from .wire import number
 
 __all__ = ["GroupAdaGrad"]
 

@@ -6,12 +6,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from kvstore.arguments import number
 from kvstore.arrays import Array
 
 from .base import Key, Rates, State, Weight, register
 from .elementwise import zeros
 from .layerwise import LayerWise, norm
-from .wire import number
 
 __all__ = ["LAMB", "LANS"]
 

@@ -7,13 +7,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from kvstore.arguments import integer, number
 from kvstore.arrays import Array
 from pslite.errors import ConfigError
 
 from .base import Key, Rates, State, Weight, register
 from .elementwise import zeros
 from .layerwise import LayerWise, norm, per_row
-from .wire import integer, number
 
 __all__ = ["LARS", "LBSGD"]
 

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from kvstore.arguments import decode, encode, integer, number, parameters
 from pslite.errors import ConfigError
-
-from .wire import decode, encode, integer, number, parameters
 
 __all__ = ["CosineScheduler", "FactorScheduler", "LRScheduler", "MultiFactorScheduler", "PolyScheduler"]
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from kvstore.arguments import integer
 from kvstore.arrays import BLOCK, Array
 
 from .base import Key, Rates, State, register
 from .layerwise import LayerWise
-from .wire import integer
 
 __all__ = ["SGLD"]
 

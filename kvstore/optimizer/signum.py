@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from kvstore.arguments import number
 from kvstore.arrays import Array
 
 from .base import Key, State, Weight, register
 from .elementwise import Elementwise, Rates, zeros
-from .wire import number
 
 __all__ = ["Signum"]
 

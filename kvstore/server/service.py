@@ -10,12 +10,12 @@ import numpy as np
 
 import pslite
 from kvstore.arrays import Array
+from kvstore.checkpoint.wire import held_of, pairs_of_held, pairs_of_units, units_of
 from kvstore.commands import CODED, CONTROL_APP, DATA, DATA_APP, INIT, LOAD, ROWS, SAVE, STASH, UNSTASH, USER_APP, WHOLE
 from kvstore.compression import Codec, cached
 from kvstore.keys import checked
 from kvstore.rows import Content, Ids, Rows
 from kvstore.spec import Spec
-from kvstore.transfer import held_of, pairs_of_held, pairs_of_units, units_of
 from pslite import KVMeta, KVPairs, KVServer, Postoffice, SimpleApp, SimpleData
 from pslite.dtypes import CODES
 from pslite.errors import PeerError, ProtocolError, PSError

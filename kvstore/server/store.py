@@ -218,7 +218,10 @@ class Store:
         """One key of a request is done; returns the ticket when it was the last."""
         ticket = contribution.ticket
         if ticket.pull:
-            ticket.answers[contribution.index] = _answer(entry.value, contribution.ids, ticket.codec)
+            try:
+                ticket.answers[contribution.index] = _answer(entry.value, contribution.ids, ticket.codec)
+            except Exception as error:  # a codec is user code: its error is this request's only
+                return self._fail(ticket, error, "the codec")
         self.parked -= 1
         ticket.due -= 1
         if ticket.due or ticket.finished:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import kvstore
-from kvstore import optimizer
+from kvstore import optimizer, rules
 from kvstore.server.meeting import Meeting
 from kvstore.server.ticket import Ticket
 from pslite.errors import (
@@ -23,6 +23,7 @@ from pslite.errors import (
     ConfigError,
     ConflictError,
     PeerError,
+    RemoteError,
     RequestTimeout,
     WorkerFinished,
     WorkerLeft,
@@ -36,6 +37,16 @@ def run(type: str, work: Callable[[Any], Any], workers: int = 1, servers: int = 
     if type in ("local", "device"):
         return [work(kvstore.create(type))]
     return kvstore.LocalCluster(workers, servers, type, bigarray_bound=200, **options).run(work)
+
+
+@pytest.fixture(autouse=True)
+def refusing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An updater that raises."""
+
+    def refuse(key: Any, received: Any, stored: Any) -> None:
+        raise ValueError("no such gradient")
+
+    monkeypatch.setitem(rules._UPDATERS, "refusing", refuse)
 
 
 def manifest(path: Path) -> Any:
@@ -104,6 +115,30 @@ def test_a_worker_that_does_not_call_is_named(absent: int, tmp_path: Path) -> No
 
     run("dist_sync", work, workers=2, timeout=0.5)
     assert not (tmp_path / "c").exists()
+
+
+def test_a_push_that_save_waited_for_in_vain_is_still_waited_for(tmp_path: Path) -> None:
+    """It fails after the timeout: the next call raises that."""
+    late = threading.Event()
+
+    def work(kv: KV) -> None:
+        kv.set_updater("refusing")
+        kv.init("w", np.ones(2))
+        if kv.rank == 1:
+            late.wait(20)
+            with pytest.raises(RemoteError, match="no such gradient"):
+                kv.push("w", np.ones(2)).wait()
+            return
+        kv.push("w", np.ones(2))
+        try:
+            with pytest.raises(RequestTimeout, match=r"worker 1 \(round 1 of key 'w'\)"):
+                kv.save(tmp_path / "c")
+        finally:
+            late.set()
+        with pytest.raises(RemoteError, match="no such gradient"):
+            kv.pull("w")
+
+    run("dist_sync", work, workers=2, timeout=0.5)
 
 
 def test_a_worker_that_has_finished_is_an_error_at_once(tmp_path: Path) -> None:

@@ -273,6 +273,18 @@ def test_any_bytes_of_the_right_length_are_decoded_or_refused(codec: Codec, size
 
 
 @each
+def test_signalling_nans_are_decoded_without_a_warning(codec: Codec) -> None:
+    code = [np.full_like(array, 0) for array in codec.encode(np.ones(50, np.float32), 1)]
+    for array in code:
+        if array.dtype == np.float32:
+            array.view(np.uint32)[...] = 0x7F800001
+    try:
+        codec.decode(code, 50, 1)
+    except ProtocolError:
+        assert isinstance(codec, TopK)  # whose indices do not ascend
+
+
+@each
 def test_a_malformed_code_is_a_protocol_error(codec: Codec) -> None:
     code = codec.encode(np.ones(50, np.float32), 1)
     bad: list[Any] = [None, b"", [], code[1:], [*code, code[0]], [None] * len(code), "x" * len(code)]

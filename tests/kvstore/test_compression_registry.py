@@ -168,6 +168,13 @@ def test_the_cache_gives_one_codec_for_one_form_and_stays_small() -> None:
     assert len(base._CACHE) <= 64
 
 
+def test_codecs_are_equal_by_class_and_arguments() -> None:
+    assert TwoBit(0.5) == TwoBit(0.5) != TwoBit(1.0)
+    assert hash(RandomK(0.1, seed=3)) == hash(RandomK(0.1, seed=3))
+    assert RandomK(0.1, seed=3) != RandomK(0.1, seed=4)
+    assert Float16() != Sign()
+
+
 # -- salts ------------------------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import kvstore.optimizer.base as base
+from kvstore.arguments import parameters
 from kvstore.optimizer import (
     NAG,
     SGD,
@@ -21,7 +22,6 @@ from kvstore.optimizer import (
     register,
     registered,
 )
-from kvstore.optimizer.wire import parameters
 from pslite.errors import ConfigError, DTypeError, ShapeError
 
 from .test_optimizer_wire import travelled

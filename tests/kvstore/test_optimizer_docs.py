@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kvstore.arguments import parameters
 from kvstore.optimizer import LRScheduler, Optimizer, base, create, registered, schedulers
-from kvstore.optimizer.wire import parameters
 
 from .test_optimizer_wire import own_arguments
 

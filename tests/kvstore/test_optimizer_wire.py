@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvstore.arguments import parameters
 from kvstore.optimizer import NAG, SGD, Adam, CosineScheduler, FactorScheduler, Optimizer, Updater, create, registered
-from kvstore.optimizer.wire import parameters
 from pslite.errors import ConfigError
 
 BASE = set(parameters(Optimizer))

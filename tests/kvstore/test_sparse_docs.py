@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import kvstore
+from kvstore.arguments import parameters
 from kvstore.optimizer import create, registered
-from kvstore.optimizer.wire import parameters
 from pslite.dtypes import NAMES
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -13,10 +13,11 @@ import pytest
 import kvstore
 from kvstore import rules
 from kvstore.arrays import Array
+from kvstore.compression import Codec, cached
 from kvstore.optimizer.base import _REGISTRY
 from kvstore.server.store import New
 from kvstore.spec import Spec
-from pslite.dtypes import NAMES
+from pslite.dtypes import CODES, NAMES
 from pslite.errors import DTypeError, DuplicateKeyError, ShapeError, UnknownKeyError
 
 from .driving import Driver
@@ -313,6 +314,49 @@ def test_an_error_at_one_key_answers_the_request_and_the_other_keys_go_on() -> N
     [(token, error)] = d.push(0, "all", a=[1.0], b=[1.0], c=[1.0])
     assert token == "all" and isinstance(error, KeyError)
     assert [d.value(k)[0] for k in "abc"] == [1, 0, 1]
+
+
+class FailingCodec(Codec):
+    """Cannot encode what is above 1."""
+
+    pulls = True
+
+    def encode(self, values: Array, salt: int) -> list[Array]:
+        if values.max() > 1:
+            raise ValueError("too large")
+        return [values.copy()]
+
+    def decode(self, code: Sequence[Array], size: int, salt: int) -> Array:
+        return code[0].copy()
+
+
+def test_a_codec_that_raises_at_a_pull_answers_all_who_wait() -> None:
+    d = Driver(2)
+    d.init(f=np.zeros(1, np.float32), v=[0.0])
+    codec, ones = FailingCodec(), (np.array([1.0]), CODES["float64"])
+    floats = (np.ones(1, np.float32), CODES["float32"])
+    assert d.store.request("a", 0, [0], [floats], pull=True, codec=codec) == []
+    assert d.push(0, "v0", v=[1.0]) == []
+    done = d.store.request("b", 1, [0, 1], [floats, ones], pull=True, codec=codec)
+    assert [(t.token, str(t.error), t.what) for t in done] == [
+        ("a", "too large", "the codec"),
+        ("b", "too large", "the codec"),
+        ("v0", "None", ""),
+    ]
+    assert d.store.parked == 0
+    assert (d.value("f"), d.value("v")) == (2, 2)  # the rounds were applied
+
+
+def test_all_pulls_of_a_version_get_the_same_code_even_if_codecs_are_forgotten_between() -> None:
+    d = Driver(1)
+    d.init(w=np.array([0.1, 0.2, 0.3], np.float32))
+    wire = ["int8", {"block": 256}]
+    [first] = d.store.request("a", 0, [0], pull=True, codec=cached(wire))
+    for number in range(100):
+        cached(["2bit", {"threshold": number + 0.5}])
+    [second] = d.store.request("b", 0, [0], pull=True, codec=cached(wire))
+    codes = [[a.tobytes() for answer in t.answers if answer for a in answer.arrays] for t in (first, second)]
+    assert codes[0] == codes[1]
 
 
 def test_updaters_get_users_keys_and_may_write_to_what_they_receive() -> None:

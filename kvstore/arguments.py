@@ -1,4 +1,4 @@
-"""Constructor arguments as plain data: what an optimizer or scheduler needs to be built again elsewhere.
+"""Constructor arguments as plain data: what an optimizer, scheduler or codec needs to be built again elsewhere.
 
 Only numbers, strings, None, bools, lists and mappings of these travel; nothing is ever evaluated.
 """
