@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import kvstore
-from kvstore import factory, rules
+from kvstore import factory
 from pslite.errors import ConfigError, ConflictError, UnknownKeyError
 from tests.kvstore.on_stores import DIST, KV, ONE_OF_EACH, Store, full, on, push, read, same, summed, update
 from tests.test_docs import table
@@ -43,7 +43,6 @@ def test_str_keys_reach_updaters_as_str(store: Store) -> None:
         push(kv, "w", full(1))
 
     store.run(work)
-    rules._UPDATERS.clear()
     assert set(seen) == {str}
 
 
@@ -113,7 +112,6 @@ def test_an_updater_is_the_same_on_every_worker(store: Store) -> None:
         assert read(kv) == 3
 
     store.run(work)
-    rules._UPDATERS.clear()
 
 
 def test_a_sparse_matrix_of_another_library_is_no_array() -> None:

@@ -5,24 +5,15 @@ All values of a test are small integers in float32: sums are exact in any order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
 import kvstore
-from kvstore import rules
 from pslite.errors import ConfigError, DTypeError, DuplicateKeyError
 from tests.kvstore.on_stores import KV, LOCAL, ONE_OF_EACH, SHAPE, STORES, Store, full, on, pulled, push, same, summed
 from tests.kvstore.test_mistakes import MISTAKES, ONE
-
-
-@pytest.fixture(autouse=True)
-def _updaters() -> Iterator[None]:
-    yield
-    rules._UPDATERS.clear()
-
 
 # -- keys and values in a call ----------------------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import kvstore
-from kvstore import rules
 from pslite.errors import ConfigError, ConflictError, DTypeError, StorageError
 from tests.kvstore.on_stores import (
     DIST,
@@ -324,7 +323,6 @@ def test_under_a_codec_for_whole_arrays_keys_are_not_split(store: Store) -> None
         assert read(kv) == 1
 
     store.run(work)
-    rules._UPDATERS.clear()
 
 
 # -- every codec ------------------------------------------------------------------------------------------------------

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import pytest
 
 import kvstore
-from kvstore import rules
 from kvstore.factory import DIST_TYPES
 from tests.kvstore.on_stores import ASYNC, DIST, KV, LOCAL, SHAPE, STORES, SYNC, Store, full, on, pulled, push, same
 
 IN_STEP = [store for store in SYNC if store.workers > 1]
 AT_ITS_OWN_PACE = [store for store in ASYNC if store.workers > 1]
-
-
-@pytest.fixture(autouse=True)
-def _updaters() -> Iterator[None]:
-    yield
-    rules._UPDATERS.clear()
 
 
 # -- in step ----------------------------------------------------------------------------------------------------------
