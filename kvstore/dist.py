@@ -49,11 +49,10 @@ from .rules import (
 )
 from .spec import Spec
 from .tracing import requested, traced
-from .transfer import batches, pull_units, push_units, stash, unstash
+from .transfer import KEYS_PER_BATCH, batches, pull_units, push_units, stash, unstash
 
 log = logging.getLogger("kvstore")
 
-KEYS_PER_BATCH = 8192  # of init: a header describes every array, and a record of the directory every key
 MAX_AHEAD = 3  # unfinished pushes per key: the round that is open and two more; a fourth push waits
 _CALLS = {Flag.PUSH: "push", Flag.PULL: "pull", Flag.PUSH | Flag.PULL: "pushpull"}
 _T = TypeVar("_T")
@@ -108,7 +107,7 @@ class DistStore(Member):
         """Rank 0 sends the values to the servers, then tells everybody where they are."""
         with self._lock:
             records = [self._planner.plan(spec) for spec, _ in created.values()]
-        for batch in _batches(records):
+        for batch in batches(records):
             items = [item for record in batch for item in pushed(record, created[record.key][1])]
             names = {i.piece.wire: [i.record.key, not i.record.whole, i.record.shape_of(i.piece)] for i in items}
             pairs = pairs_of(items, push=True)
@@ -155,13 +154,16 @@ class DistStore(Member):
             raise ConfigError(name="out", value=f"keys {[g.key for g in outs]}", allowed="the keys that are pushed")
         outs = check_outs(outs, {g.key: self._records[g.key].spec for g in outs}, ignore_sparse=True)
         records = {g.key: self._records[g.key] for g in outs}
-        finish = pull_into(list(records), _is_list(key), records, outs, self._pull_codec())
+
+        def finish() -> Callable[..., Any]:
+            return pull_into(list(records), _is_list(key), records, outs, self._pull_codec())
+
         if len(outs) == len(groups):
             handle = self._push(groups, priority, Flag.PUSH | Flag.PULL, finish)
         else:  # the others' outs are row-sparse: nothing comes back for them
             self._push(groups, priority, Flag.PUSH, None)
             with self._lock:
-                handle = self._send([i for r in records.values() for i in wanted(r)], Flag.PULL, priority, finish)
+                handle = self._send([i for r in records.values() for i in wanted(r)], Flag.PULL, priority, finish())
         return self._waited(handle) if wait else handle
 
     @traced
@@ -177,15 +179,17 @@ class DistStore(Member):
             handle = self._send(items, Flag.PULL, priority, rows_into(keys, listed, records, wants, out is None))
         return self._waited(handle) if wait else handle
 
-    def _push(self, groups: list[Group], priority: int, flags: int, finish: Callable[..., Any] | None) -> Handle:
-        """Send what is pushed, and what is to come back for it."""
+    def _push(
+        self, groups: list[Group], priority: int, flags: int, finish: Callable[[], Callable[..., Any]] | None
+    ) -> Handle:
+        """Send what is pushed; ``finish`` makes what takes in the answer, under the lock."""
         check_priority(priority)  # before anything is counted, or held back by compression
         self._raise_failed()
         self._wait_for_room(groups)
         with self._pushing, self._lock:
             self._check_closing()
             self._tell_changes()
-            handle = self._send(self._merged(groups), flags, priority, finish, groups)
+            handle = self._send(self._merged(groups), flags, priority, None if finish is None else finish(), groups)
             self._in_flight.append(handle)
         return handle
 
@@ -197,9 +201,11 @@ class DistStore(Member):
         if self._compression.codec is not None:
             for record, own in zip(records, contents, strict=True):
                 self._compression.check(record.spec, own)
-        for record, own in zip(records, contents, strict=True):
+        with self._compression.all_or_nothing(g.key for g in groups):
+            for record, own in zip(records, contents, strict=True):
+                items += self._coded(record, summed(own, record.spec))
+        for record in records:
             record.pushes += 1
-            items += self._coded(record, summed(own, record.spec))
         return items
 
     def _coded(self, record: Record, content: Content) -> list[Item]:
@@ -213,7 +219,7 @@ class DistStore(Member):
             items = pushed(record, content)
         else:
             cuts = [(piece.first, piece.end) for piece in record.pieces]
-            salt = codec.salt_of(record.key, record.pushes, self.rank)
+            salt = codec.salt_of(record.key, record.pushes + 1, self.rank)
             codes = self._compression.encode(record.spec, 0, content, None if record.whole else cuts, salt)
             items = coded(record, codes)
         record.traffic.push += sum(array.nbytes for item in items for array in item.arrays)
@@ -373,7 +379,7 @@ class DistStore(Member):
         """This worker's part of a key."""
         with self._lock:
             feedback = self._compression.feedback.get((key, 0))
-            residual = None if feedback is None else feedback.residual
+            residual = None if feedback is None else feedback.residual.copy()
             return Held(key, self.rank, self._records[key].pushes, residual)
 
     @contextmanager
@@ -395,7 +401,7 @@ class DistStore(Member):
                     found = self._office.lookup([repr(k) for k in batch])
                     self._add([Record.from_wire(k, found[repr(k)]) for k in batch])
             if values:
-                self._take(unstash(self._worker, list(self._records.values()), self.rank))
+                self._take(list(unstash(self._worker, list(self._records.values()), self.rank)))
 
     def _take(self, parts: Iterable[Held]) -> None:
         """Go on with this worker's parts of all keys."""
@@ -478,4 +484,5 @@ def _shown(keys: list[Key]) -> str:
 
 
 def _batches(items: list[_T]) -> list[list[_T]]:
+    """Keys that are looked up together."""
     return [items[lo : lo + KEYS_PER_BATCH] for lo in range(0, len(items), KEYS_PER_BATCH)]

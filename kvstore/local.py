@@ -102,22 +102,28 @@ class LocalStore(KVStore):
         """The sum over the devices, of what each is after compression if that is set."""
         spec, traffic = self._specs[key], self._traffic[key]
         traffic.push_raw += sum(content.nbytes for content in contents)
+        # Rows are never compressed: what was held back waits for a dense push.
         if isinstance(contents[0], Rows) or (self._compression.codec is None and not self._compression.feedback):
             traffic.push += sum(content.nbytes for content in contents)
             return summed(contents, spec)
+        with self._compression.all_or_nothing([key]):
+            return summed(self._arrived(key, contents), spec)
+
+    def _arrived(self, key: Key, contents: list[Content]) -> list[Content]:
+        """What arrives of each device's array."""
+        spec, traffic = self._specs[key], self._traffic[key]
         arrived: list[Content] = []
         for device, content in enumerate(contents):
+            assert not isinstance(content, Rows)
             nbytes = content.nbytes
-            if isinstance(content, Rows):  # never compressed: what was held back waits for a dense push
-                pass
-            elif self._compression.codec is None:
+            if self._compression.codec is None:
                 content = content.copy()
                 self._compression.release(key, device, content)
             else:
                 content, nbytes = self._compression.through(spec, device, content, self._values[key].version + 1)
             arrived.append(content)
             traffic.push += nbytes
-        return summed(arrived, spec)
+        return arrived
 
     @traced
     def pull(self, key: Any, out: Any = None, priority: int = 0, ignore_sparse: bool = True, wait: bool = True) -> Any:

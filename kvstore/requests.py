@@ -124,7 +124,7 @@ def rows_into(
         for want in wants:
             pieces = [found[p.wire][0] for p in records[want.spec.key].pieces if p.wire in found]
             rows = pieces or [np.empty((0, *want.spec.shape[1:]), storage(want.spec.code))]
-            filled[want.spec.key] = want.deliver(np.concatenate(rows))
+            filled[want.spec.key] = want.deliver(rows[0] if len(rows) == 1 else np.concatenate(rows))
         return rows_returned(keys, listed, filled) if new else None
 
     return finish

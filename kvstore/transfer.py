@@ -24,7 +24,7 @@ from .requests import pairs_of, wanted
 from .rows import Content
 from .spec import Spec
 
-KEYS_PER_BATCH = 1024
+KEYS_PER_BATCH = 1024  # a message names each of them
 BYTES_PER_BATCH = 64 * 1024 * 1024  # of values; what is under way of a checkpoint is a few times that, or one key
 
 

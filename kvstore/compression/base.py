@@ -36,6 +36,11 @@ class Codec(ABC):
     shared: ClassVar[bool] = False  # True: all workers draw the same random numbers in a round
     seed: int = 0
 
+    @property
+    def trusted(self) -> bool:
+        """Whether it cannot fail half way, as code of users may."""
+        return type(self).__module__.startswith("kvstore.")
+
     @abstractmethod
     def encode(self, values: Array, salt: int) -> list[Array]:
         """The code of ``values`` (1-D contiguous float32, not changed): new arrays of dtypes that travel."""

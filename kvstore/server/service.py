@@ -106,18 +106,28 @@ class Service:
         """Answer the requests that are done."""
         self._profile.answered(tickets)
         for ticket in tickets:
-            token = ticket.token
-            if isinstance(token, SimpleData):
-                if ticket.error is None:
-                    self._control.response(token, ticket.body)
-                else:
-                    self._control.error(token, ticket.error)
-            elif ticket.error is not None:
-                self._data.error(token, ticket.error, ticket.what)
-            elif ticket.pull:
-                self._data.response(token, _answered(token.message.arrays[0], ticket))
+            self._answer(ticket)
+
+    def _answer(self, ticket: Ticket) -> None:
+        try:
+            self._send(ticket)
+        except PSError as error:  # an answer that cannot travel must not keep the others from theirs
+            ticket.error = error
+            self._send(ticket)
+
+    def _send(self, ticket: Ticket) -> None:
+        token = ticket.token
+        if isinstance(token, SimpleData):
+            if ticket.error is None:
+                self._control.response(token, ticket.body)
             else:
-                self._data.response(token)
+                self._control.error(token, ticket.error)
+        elif ticket.error is not None:
+            self._data.error(token, ticket.error, ticket.what)
+        elif ticket.pull:
+            self._data.response(token, _answered(token.message.arrays[0], ticket))
+        else:
+            self._data.response(token)
 
 
 def _codec(meta: KVMeta, index: int) -> Codec | None:

@@ -450,3 +450,32 @@ def test_bytes_of_compressed_pulls(codec: str) -> None:
             2 * SIZES[codec][0],
             320,
         )
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_a_codec_that_raises_loses_no_gradient(split: bool) -> None:
+    """The whole push is refused, and what was held back of its keys is as before."""
+
+    @kvstore.compression.register("rounds")
+    class Rounds(kvstore.compression.Codec):
+        elementwise = True
+
+        def encode(self, values: Any, salt: int) -> list[Any]:
+            if (values > 5).any():
+                raise ValueError("too large")
+            return [np.round(values).astype(np.int8)]
+
+        def decode(self, code: Any, size: int, salt: int) -> Any:
+            return code[0].astype(np.float32)
+
+    def work(kv: KV) -> None:
+        kv.set_gradient_compression({"type": "rounds"})
+        kv.init(["a", "b"], [np.zeros((2, 2), np.float32)] * 2)
+        some = np.full((2, 2), 0.4, np.float32)
+        kv.push(["a", "b"], [some, some])
+        with pytest.raises(ValueError, match="too large"):
+            kv.push(["a", "b"], [some, some * 100])
+        kv.push(["a", "b"], [some, some])
+        assert [array.tolist() for array in kv.pull(["a", "b"])] == [[[1, 1], [1, 1]]] * 2
+
+    kvstore.LocalCluster(1, 2, bigarray_bound=2 if split else 100).run(work)
