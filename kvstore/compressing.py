@@ -86,7 +86,7 @@ class Compression:
         assert self.codec is not None
         salt = self.codec.salt_of(spec.key, number, device)
         [code] = self.encode(spec, device, grad, None, salt)
-        return self.codec.decode(code, grad.size, salt).reshape(spec.shape), sum(array.nbytes for array in code)
+        return self.codec.decoded(code, grad.size, salt).reshape(spec.shape), sum(array.nbytes for array in code)
 
 
 def setting(params: Any) -> Compression:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,9 +93,9 @@ def fill(out: Any, data: Array, spec: Spec) -> None:
         write(out, data, spec.code, spec.key)
 
 
-def results(keys: Sequence[Key], listed: bool, values: dict[Key, Any]) -> Any:
-    """What a pull without ``out`` returns: a list for a list of keys, else an array."""
-    return [values[k] for k in keys] if listed else values[keys[0]]
+def results(keys: Sequence[Key], listed: bool, new: Callable[[Key], Any]) -> Any:
+    """What a pull without ``out`` returns: a list for a list of keys, else an array; no two of them the same."""
+    return [new(k) for k in keys] if listed else new(keys[0])
 
 
 # -- pulls of rows ----------------------------------------------------------------------------------------------------

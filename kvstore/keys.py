@@ -45,7 +45,10 @@ def keys_of(keys: Any) -> list[Key]:
 def checked(key: Any) -> Key:
     """The key as int or str; numpy integers are integers, numpy strings are strings."""
     if isinstance(key, str):
-        return str.__str__(key)
+        text = str.__str__(key)
+        if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):  # os.fsdecode makes such strings
+            raise KeyTypeError(key=repr(key), reason="half of a surrogate pair has no UTF-8, and cannot travel")
+        return text
     if isinstance(key, (int, np.integer)):
         number = int(key)
         if not -(2**63) <= number < 2**63:

@@ -138,8 +138,8 @@ class LocalStore(KVStore):
             keys = self._keys(key, self._values)
             for k in keys:
                 self._pulled(k, self._values[k].data)
-            values = {k: typed(self._values[k].data.copy(), self._specs[k].code) for k in keys}
-            return results(keys, isinstance(key, (list, tuple)), values)
+            listed = isinstance(key, (list, tuple))
+            return results(keys, listed, lambda k: typed(self._values[k].data.copy(), self._specs[k].code))
         self._fill(self._outs(key, out, ignore_sparse))
         return None
 

@@ -104,7 +104,7 @@ def pull_into(
     def finish(parts: list[KVPairs]) -> Any:
         found = _received(parts, records, codec)
         if outs is None:
-            return results(keys, listed, {k: typed(_fresh(r, found), r.spec.code) for k, r in records.items()})
+            return results(keys, listed, lambda k: typed(_fresh(records[k], found), records[k].spec.code))
         for g in outs:
             for out in g.arrays:
                 _write(out, records[g.key], found)
@@ -157,7 +157,7 @@ def _decoded(record: Record, piece: Piece, code: list[Array], version: int, code
     if codec is None:
         raise ProtocolError(f"key {record.key!r} came compressed, which was not asked for")
     shape = record.shape_of(piece)
-    return codec.decode(code, math.prod(shape), codec.salt_of(record.key, version, 0)).reshape(shape)
+    return codec.decoded(code, math.prod(shape), codec.salt_of(record.key, version, 0)).reshape(shape)
 
 
 def _write(out: Any, record: Record, found: Answers) -> None:

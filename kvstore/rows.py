@@ -121,12 +121,11 @@ def merge(parts: Sequence[Rows], code: int, wide: bool = False) -> Rows:
         for part in parts:
             at = np.searchsorted(ids, part.ids)
             total[at] = add(total[at], widen(part.data, code))
-    if wide:
+    if wide or total.dtype == storage(code):
         return Rows(ids, total)
     data = np.empty(total.shape, storage(code))
-    if total.dtype == data.dtype:
-        return Rows(ids, total)
-    narrow(total, data, code)
+    with np.errstate(over="ignore"):  # infinity is a result
+        narrow(total, data, code)
     return Rows(ids, data)
 
 

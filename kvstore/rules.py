@@ -146,7 +146,8 @@ class OptimizerRule:
 
     def apply(self, change: Change) -> None:
         code = change.spec.code
-        received = change.received if self.widens(code) else typed(change.received, code)
+        own = change.received if self.trusted else change.received.copy()  # one worker's push alone is read-only
+        received = own if self.widens(code) else typed(own, code)
         state = self._of_worker(change.state, change.rank)
         stored = typed(change.stored, code)
         self.optimizer.update_multi_precision(change.spec.key, stored, received, state, change.count)
@@ -211,7 +212,7 @@ class UpdaterRule:
     def _on_rows(self, change: Change, received: Array, stored: Array) -> None:
         assert change.ids is not None
         code = CODES["float32"] if change.spec.code == BFLOAT16 else change.spec.code
-        rows = RowSparseArray(Rows(change.ids, stored), code, change.spec.shape)
+        rows = RowSparseArray(Rows(change.ids.copy(), stored), code, change.spec.shape)
         self._fn(change.spec.key, RowSparseArray(Rows(change.ids.copy(), received), code, change.spec.shape), rows)
         if not np.array_equal(rows.indices, change.ids):
             raise ConfigError(name=self.what, value="other rows", allowed="change the rows that were received only")

@@ -58,11 +58,20 @@ class Codec(ABC):
         Overridden for speed only: the results are those of this method.
         """
         with np.errstate(all="ignore"):
-            residual += grad
-            code = self.encode(residual, salt)
-            residual -= self.decode(code, residual.size, salt)
+            total = residual + grad  # a new array: the code may be views of it, and an error leaves the residual alone
+            code = self.encode(total, salt)
+            np.subtract(total, self.decoded(code, total.size, salt), out=residual)
         drop_nonfinite(residual)
         return code
+
+    def decoded(self, code: Sequence[Array], size: int, salt: int) -> Array:
+        """What ``decode`` gives, as float32 whatever it computes in; raises ConfigError if it has another shape."""
+        with np.errstate(all="ignore"):
+            values = np.asarray(self.decode(code, size, salt), np.float32)
+        if values.shape != (size,):
+            got = f"decode gave shape {list(values.shape)}"
+            raise ConfigError(name=f"codec {type(self).__name__}", value=got, allowed=f"it must give shape [{size}]")
+        return values
 
     def salt_of(self, key: int | str, number: int, rank: int) -> int:
         """The salt of the ``number``-th push of ``key`` by worker ``rank``."""

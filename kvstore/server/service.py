@@ -16,7 +16,7 @@ from kvstore.compression import Codec, cached
 from kvstore.keys import checked
 from kvstore.rows import Content, Ids, Rows
 from kvstore.spec import Spec
-from pslite import KVMeta, KVPairs, KVServer, Postoffice, SimpleApp, SimpleData
+from pslite import Flag, KVMeta, KVPairs, KVServer, Postoffice, SimpleApp, SimpleData
 from pslite.dtypes import CODES
 from pslite.errors import PeerError, ProtocolError, PSError
 
@@ -54,8 +54,9 @@ class Service:
             self._finish(
                 self.store.request(meta, rank, keys, _contents(meta, pairs), pull=meta.pull, codec=_codec(meta, 1))
             )
-        elif meta.replay:  # a pull: the answers of pushes have no arrays, and are kept by delivery
-            self._finish(self.store.read(meta, rank, keys, _wanted(pairs), _codec(meta, 1)))
+        elif meta.replay:  # a pull or a pushpull: the answers of pushes have no arrays, and are kept by delivery
+            wanted = () if meta.message.flags & Flag.PUSH else _wanted(pairs)
+            self._finish(self.store.read(meta, rank, keys, wanted, _codec(meta, 1)))
         else:
             self._finish(self.store.request(meta, rank, keys, (), _wanted(pairs), True, _codec(meta, 1)))
 

@@ -270,7 +270,7 @@ def _content(spec: Spec, content: Content | Coded, code: int, rank: int) -> Cont
     if isinstance(content, Coded):
         spec.check(np.broadcast_to(np.float32(0), spec.shape), code)
         codec, salt = content.codec, content.codec.salt_of(spec.key, content.number, rank)
-        return codec.decode(content.arrays, math.prod(spec.shape), salt).reshape(spec.shape)
+        return codec.decoded(content.arrays, math.prod(spec.shape), salt).reshape(spec.shape)
     spec.check(content, code)
     return content
 
