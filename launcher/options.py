@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 LAUNCHERS = ("local",)
+_SEVERAL_HOSTS = "on several hosts start the processes by hand, see docs/configuration.md"
 
 _USAGE = "%(prog)s -n N [-s N] [options] [--] COMMAND [ARG ...]"
 _DESCRIPTION = """\
@@ -51,10 +52,11 @@ def parse(argv: Sequence[str], prog: str) -> Options:
     parser = _parser(prog)
     args = parser.parse_args(argv)
     if args.launcher not in LAUNCHERS:
-        parser.error(f"--launcher {args.launcher}: not available in this version; available: {', '.join(LAUNCHERS)}")
+        available = f"not available in this version; available: {', '.join(LAUNCHERS)}"
+        parser.error(f"--launcher {args.launcher}: {available}; {_SEVERAL_HOSTS}")
     for option, value in (("--hostfile", args.hostfile), ("--sync-dst-dir", args.sync_dst_dir)):
         if value is not None:
-            parser.error(f"{option} needs --launcher ssh; --launcher {args.launcher} runs everything on this host")
+            parser.error(f"{option} needs --launcher ssh, which is not available in this version; {_SEVERAL_HOSTS}")
     if args.format and not args.dry_run:
         parser.error("--format needs --dry-run")
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
