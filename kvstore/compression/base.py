@@ -224,7 +224,8 @@ def _class(name: Any) -> type[Codec]:
 
 
 def _allowed() -> str:
-    return f"one of {', '.join(registered())}, none, or a codec registered with @kvstore.compression.register"
+    own = "a codec registered with @kvstore.compression.register above create() and serve()"
+    return f"one of {', '.join(registered())}, none, or {own}"
 
 
 def _build(name: str, arguments: Mapping[str, Any]) -> Codec:

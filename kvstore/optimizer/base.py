@@ -266,7 +266,8 @@ def create(name: str, **kwargs: Any) -> Optimizer:
 def _class(name: Any) -> type[Optimizer]:
     cls = _REGISTRY.get(name.lower()) if isinstance(name, str) else None
     if cls is None:
-        allowed = f"one of {', '.join(registered())}, or a class registered with @kvstore.optimizer.register"
+        own = "a class registered with @kvstore.optimizer.register above create() and serve()"
+        allowed = f"one of {', '.join(registered())}, or {own}"
         raise ConfigError(name="optimizer", value=f"{name!s:.100}", allowed=allowed)
     return cls
 

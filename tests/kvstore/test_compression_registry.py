@@ -102,7 +102,7 @@ def test_numbers_may_be_strings() -> None:
         ([("type", "2bit")], "give a dict"),
         ({}, "type is not set"),
         ({"threshold": 0.5}, "type is not set"),
-        ({"type": "3bit"}, r"'3bit' is not allowed; one of 1bit, 2bit, bf16, .*none"),
+        ({"type": "3bit"}, r"'3bit' is not allowed; one of 1bit, 2bit, bf16, .*none.* above create\(\) and serve\(\)"),
         ({"type": 2}, "one of 1bit"),
         ({"type": ["2bit"]}, "one of 1bit"),
         ({"type": "2bit", "treshold": 1}, "treshold=.*type '2bit' takes direction, threshold"),
