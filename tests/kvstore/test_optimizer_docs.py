@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kvstore import rules
 from kvstore.arguments import parameters
 from kvstore.optimizer import LRScheduler, Optimizer, base, create, registered, schedulers
 
@@ -53,8 +54,9 @@ def signature(cls: type, *hidden: str) -> str:
 
 def test_the_code_of_the_page_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+    monkeypatch.setattr(rules, "_UPDATERS", dict(rules._UPDATERS))
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     exec(compile("\n".join(blocks), "docs/optimizers.md", "exec"), {})
 
 
