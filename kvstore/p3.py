@@ -41,10 +41,10 @@ class P3Store(DistStore):
         return super()._create(created)
 
     def set_optimizer(self, optimizer: Optimizer) -> None:
-        raise _refused("optimizer", optimizer)
+        raise _refused("optimizer", type(optimizer).__name__)
 
     def set_updater(self, updater: Updater | str) -> None:
-        raise _refused("updater", updater)
+        raise _refused("updater", updater if isinstance(updater, str) else getattr(updater, "__name__", "a function"))
 
     def set_gradient_compression(self, compression_params: Any) -> None:
         raise _refused("compression_params", compression_params)
