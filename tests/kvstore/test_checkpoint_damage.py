@@ -379,8 +379,10 @@ def test_names_of_keys(tmp_path_factory: pytest.TempPathFactory, keys: list[Any]
 
 def test_keys_that_do_not_travel(tmp_path: Path) -> None:
     kv = kvstore.create("local")
-    kv.init("\ud800", np.ones(2))
+    kv.init("w", np.ones(2))
     kv.save(tmp_path / "c")
+    renamed = forged((tmp_path / "c").read_bytes(), lambda manifest: key(manifest).update(key="\ud800"))
+    (tmp_path / "c").write_bytes(renamed)
 
     def work(kv: Any) -> type[BaseException]:
         found = error_of(lambda: kv.load(tmp_path / "c"))
