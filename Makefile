@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 # What `make test` installs: EXTRAS=test,torch-test adds torch and jax, without which the tests that need them are skipped.
 EXTRAS ?= test
+# Processes that run tests beside each other, each whole files. Most tests wait for threads and processes half of their time.
+JOBS ?= 2
 # More arguments for pytest, for instance PYTEST_ARGS='-k barrier'.
 PYTEST_ARGS ?=
 
@@ -23,7 +25,7 @@ demo: $(call stamp,examples)
 	$(BIN)/python examples/demo.py
 
 test: $(call stamp,$(EXTRAS))
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(call stamp,lint)
 	$(BIN)/ruff check .
