@@ -6,14 +6,14 @@ Only numbers, strings, None, bools, lists and mappings of these travel; nothing 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from pslite.errors import ConfigError
 
-__all__ = ["decode", "encode", "integer", "number", "parameters"]
+__all__ = ["check_described", "check_taken", "decode", "encode", "integer", "number", "parameters"]
 
 _PARAMETERS: dict[type, tuple[str, ...]] = {}  # what parameters() found; any thread may add the same again
 _KINDS = "give a number, a string, a bool, None, or a list or dict of these"
@@ -51,6 +51,18 @@ def _inspected(cls: type) -> tuple[str, ...]:
         if not any(p.kind is p.VAR_KEYWORD for p in found):
             break
     return tuple(names)
+
+
+def check_described(what: str, wire: Any) -> None:
+    """Raises ConfigError unless ``wire`` is ``[name, {argument: value}]``."""
+    if not (isinstance(wire, (list, tuple)) and len(wire) == 2 and isinstance(wire[1], dict)):
+        raise ConfigError(name=what, value=f"{wire!r:.100}", allowed="give [name, {argument: value}]")
+
+
+def check_taken(wire: Any, fields: Collection[str]) -> None:
+    """Raises ConfigError unless the arguments of ``wire`` are ``fields``, no more and no less."""
+    if set(wire[1]) != set(fields):
+        raise ConfigError(name=wire[0], value=f"{sorted(map(str, wire[1]))}", allowed=f"takes {', '.join(fields)}")
 
 
 def encode(name: str, value: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from kvstore.arguments import decode, encode, parameters
+from kvstore.arguments import check_described, check_taken, decode, encode, parameters
 from kvstore.arrays import BLOCK, Array
 from pslite.errors import ConfigError, ProtocolError, PSError
 
@@ -110,11 +110,9 @@ class Codec(ABC):
 
         Raises ConfigError for an unknown name, for arguments that are missing, unknown or of the wrong kind.
         """
-        if not (isinstance(wire, (list, tuple)) and len(wire) == 2 and isinstance(wire[1], dict)):
-            raise ConfigError(name="codec", value=f"{wire!r:.100}", allowed="give [name, {argument: value}]")
+        check_described("codec", wire)
         cls = _class(wire[0])
-        if set(wire[1]) != set(parameters(cls)):
-            raise ConfigError(name=wire[0], value=f"{sorted(map(str, wire[1]))}", allowed=f"takes {parameters(cls)}")
+        check_taken(wire, parameters(cls))
         return _build(wire[0], {argument: decode(argument, value) for argument, value in wire[1].items()})
 
 

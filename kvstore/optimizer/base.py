@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from kvstore.arguments import decode, encode, integer, number, parameters
+from kvstore.arguments import check_described, check_taken, decode, encode, integer, number, parameters
 from kvstore.arrays import LOW_PRECISION, Array, narrow, widen
 from kvstore.bfloat16 import bfloat16
 from kvstore.keys import Key
@@ -220,11 +220,9 @@ class Optimizer(ABC):
 
         Raises ConfigError for an unknown name, for arguments that are missing, unknown or of the wrong kind.
         """
-        if not (isinstance(wire, (list, tuple)) and len(wire) == 2 and isinstance(wire[1], dict)):
-            raise ConfigError(name="optimizer", value=f"{wire!r:.100}", allowed="give [name, {argument: value}]")
+        check_described("optimizer", wire)
         cls = _class(wire[0])
-        if set(wire[1]) != set(_fields(cls)):
-            raise ConfigError(name=wire[0], value=f"{sorted(map(str, wire[1]))}", allowed=f"takes {_fields(cls)}")
+        check_taken(wire, _fields(cls))
         fields = dict(wire[1])
         scheduler, parameter_dict = fields.pop("lr_scheduler"), fields.pop("param_dict")
         values = {name: decode(name, value) for name, value in fields.items()}

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from kvstore.arguments import decode, encode, integer, number, parameters
+from kvstore.arguments import check_described, check_taken, decode, encode, integer, number, parameters
 from pslite.errors import ConfigError
 
 __all__ = ["CosineScheduler", "FactorScheduler", "LRScheduler", "MultiFactorScheduler", "PolyScheduler"]
@@ -69,14 +69,12 @@ class LRScheduler:
     @staticmethod
     def from_wire(wire: Any) -> LRScheduler:
         """The scheduler that ``to_wire`` described; raises ConfigError for an unknown class or wrong arguments."""
-        if not (isinstance(wire, (list, tuple)) and len(wire) == 2 and isinstance(wire[1], dict)):
-            raise ConfigError(name="lr_scheduler", value=f"{wire!r:.100}", allowed="give [name, {argument: value}]")
+        check_described("lr_scheduler", wire)
         cls = _REGISTRY.get(wire[0]) if isinstance(wire[0], str) else None
         if cls is None:
             allowed = "one of " + ", ".join(sorted(_REGISTRY)) + ", or a subclass defined above create() and serve()"
             raise ConfigError(name="lr_scheduler", value=f"{wire[0]!s:.100}", allowed=allowed)
-        if set(wire[1]) != set(parameters(cls)):
-            raise ConfigError(name=wire[0], value=f"{wire[1]!r:.100}", allowed=f"takes {', '.join(parameters(cls))}")
+        check_taken(wire, parameters(cls))
         return cls(**{name: decode(name, value) for name, value in wire[1].items()})
 
 
