@@ -84,8 +84,8 @@ def row_numbers(row_ids: Any, rows: int, key: object) -> Ids:
     if data.dtype == np.float32:
         data = data.astype(np.float64)  # holds any number of rows exactly
     inside = (data > -1) & (data < rows)  # NaN is not; compared before the cast, which would wrap
-    if not bool(inside.all()):
-        raise RowIndexError(key=str(key), got=str(data[~inside][0]), rows=rows)
+    if data.size and (rows == 0 or not bool(inside.all())):  # -0.5 is row 0, which an empty table does not have
+        raise RowIndexError(key=str(key), got=str(data[~inside][0] if rows else data[0]), rows=rows)
     return data.astype(np.int64)
 
 

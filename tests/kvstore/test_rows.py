@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -124,6 +124,7 @@ NUMBERS = st.sampled_from([np.int8, np.int64, np.uint64, np.float16, np.float32,
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
 
 
+@example(given_ids=np.array(-0.5), rows=0)
 @given(NUMBERS.flatmap(lambda dtype: hnp.arrays(dtype, SHAPES)), st.integers(0, 2**40))
 def test_wanted_ids_are_ascending_unique_and_inside_or_an_index_error(given_ids: Any, rows: int) -> None:
     exact = [None if np.isnan(n) or np.isinf(n) else int(n) for n in given_ids.reshape(-1)]
