@@ -363,7 +363,8 @@ def test_names_of_files(weird_tmp_path: Path) -> None:
     shutil.rmtree(weird_tmp_path)
 
 
-TEXTS, NUMBERS = st.text(st.characters(), max_size=5), st.integers(-(2**63), 2**63 - 1)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)  # a surrogate alone is no key
+NUMBERS = st.integers(-(2**63), 2**63 - 1)
 
 
 @given(st.lists(TEXTS, unique=True, max_size=5) | st.lists(NUMBERS, unique=True, max_size=5))
