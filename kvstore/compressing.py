@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pslite.dtypes import CODES, NAMES
-from pslite.errors import ConfigError, DTypeError, StorageError
+from pslite.errors import DTypeError, StorageError
 
 from .arrays import Array
 from .compression import Codec, Feedback, create
 from .keys import Key
 from .rows import Content, Rows
-from .spec import Spec
+from .spec import Spec, check_whole
 
 _FLOAT32 = CODES["float32"]
 
@@ -95,11 +95,10 @@ def setting(params: Any) -> Compression:
     return Compression(codec, direction == "both" and codec is not None)
 
 
-def check_whole(codec: Codec | None, split: Key | None) -> None:
+def check_codec(codec: Codec | None, split: Key | None) -> None:
     """Raise if a codec that needs whole arrays meets a key that is split over the servers."""
-    if codec is not None and not codec.elementwise and split is not None:
-        remedy = f"it needs whole arrays, and key {split!r} is split over the servers: set it before init"
-        raise ConfigError(name="compression_params", value=codec.to_wire()[0], allowed=remedy)
+    if codec is not None and not codec.elementwise:
+        check_whole("compression_params", codec.to_wire()[0], split)
 
 
 @dataclass(slots=True)

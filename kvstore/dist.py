@@ -26,7 +26,7 @@ from pslite.errors import (
 from .base import check_priority
 from .checkpoint.files import Held, Settings, opened, save
 from .commands import DATA, INIT
-from .compressing import Compression, check_whole, setting
+from .compressing import Compression, check_codec, setting
 from .compression import Codec
 from .contents import check_outs, checked, read_content, rows_wanted, summed
 from .handle import Handle
@@ -47,7 +47,7 @@ from .rules import (
     updater_named,
     wire_of,
 )
-from .spec import Spec
+from .spec import Spec, check_whole
 from .tracing import requested, traced
 from .transfer import KEYS_PER_BATCH, batches, pull_units, push_units, stash, unstash
 
@@ -295,10 +295,8 @@ class DistStore(Member):
 
     def _set_rule(self, rule: Rule, wire: Any) -> None:
         self._raise_failed()
-        split = self._split_key()
-        if split is not None and not rule.splits:
-            remedy = f"it needs whole arrays, and key {split!r} is split over the servers: set it before init"
-            raise ConfigError(name="rule", value=rule.what, allowed=remedy)
+        if not rule.splits:
+            check_whole("rule", rule.what, self._split_key())
         self._agree("rule", wire)
         with self._lock:
             self._rule = rule
@@ -307,7 +305,7 @@ class DistStore(Member):
     def set_gradient_compression(self, compression_params: Any) -> None:
         self._raise_failed()
         new = setting(compression_params)
-        check_whole(new.codec, self._split_key())
+        check_codec(new.codec, self._split_key())
         self._agree("compression", new.to_wire())
         with self._lock:
             self._compression.codec, self._compression.pulls = new.codec, new.pulls

@@ -6,10 +6,17 @@ import math
 from dataclasses import dataclass
 
 from pslite.dtypes import NAMES, storage
-from pslite.errors import DTypeError, ShapeError, StorageError
+from pslite.errors import ConfigError, DTypeError, ShapeError, StorageError
 
 from .keys import Key
 from .rows import Content, Ids, Rows, checked_ids
+
+
+def check_whole(name: str, value: str, split: Key | None) -> None:
+    """Raise ConfigError if a setting that needs whole arrays comes when a key, ``split``, is split over the servers."""
+    if split is not None:
+        remedy = f"it needs whole arrays, and key {split!r} is split over the servers: set it before init"
+        raise ConfigError(name=name, value=value, allowed=remedy)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kvstore.compressing import check_whole
+from kvstore.compressing import check_codec
 from kvstore.compression import Codec
 from kvstore.keys import Key
 from kvstore.rules import OptimizerRule, Rule, from_wire
-from pslite.errors import ConfigError, PSError
+from kvstore.spec import check_whole
+from pslite.errors import PSError
 
 from .agreement import Agreement
 from .ticket import Ticket
@@ -58,15 +59,13 @@ class Settings:
         try:
             if what == "compression":
                 codec = None if value[0] is None else Codec.from_wire(value[0])
-                check_whole(codec, self._split_key())
+                check_codec(codec, self._split_key())
                 return None
             rule = from_wire(value)
+            if rule is not None and not rule.splits:
+                check_whole(rule.what, "set after init", self._split_key())
         except PSError as error:
             return error
-        split = self._split_key()
-        if rule is not None and not rule.splits and split is not None:
-            remedy = f"it needs whole arrays, and key {split!r} is split over the servers: set it before init"
-            return ConfigError(name=rule.what, value="set after init", allowed=remedy)
         self._rule, self._changed, self._newest = rule, {}, 0
         return None
 
