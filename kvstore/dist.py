@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 
-from pslite import SERVER_GROUP, Flag, Postoffice, Request
+from pslite import SERVER_GROUP, Flag, KVPairs, Postoffice, Request
 from pslite.dtypes import NAMES, storage
 from pslite.errors import (
     ConfigError,
@@ -34,7 +34,7 @@ from .keys import Group, Key, group
 from .member import Member
 from .optimizer.base import Optimizer
 from .records import Planner, Record
-from .requests import Item, coded, pairs_of, pull_into, pushed, rows_into, rows_of, wanted
+from .requests import Filling, Item, coded, pairs_in_turn, pairs_of, pushed, rows_into, rows_of, wanted
 from .rows import Content, Rows
 from .rules import (
     OptimizerRule,
@@ -48,12 +48,13 @@ from .rules import (
     wire_of,
 )
 from .spec import Spec, check_whole
-from .tracing import requested, traced
+from .tracing import CALLS, Finish, Take, requested, traced
 from .transfer import KEYS_PER_BATCH, batches, pull_units, push_units, stash, unstash
 
 log = logging.getLogger("kvstore")
 
 MAX_AHEAD = 3  # unfinished pushes per key: the round that is open and two more; a fourth push waits
+AT_ONCE = 4 * 1024 * 1024  # bytes in a message to each server: it works on them while the next are made
 _CALLS = {Flag.PUSH: "push", Flag.PULL: "pull", Flag.PUSH | Flag.PULL: "pushpull"}
 _T = TypeVar("_T")
 
@@ -111,8 +112,9 @@ class DistStore(Member):
             items = [item for record in batch for item in pushed(record, created[record.key][1])]
             names = {i.piece.wire: [i.record.key, not i.record.whole, i.record.shape_of(i.piece)] for i in items}
             pairs = pairs_of(items, push=True)
-            finish = requested(self, f"init of {_shown([record.key for record in batch])}", pairs, None)
-            self._worker.customer.wait_for(self._worker.send(pairs, Flag.PUSH, INIT, 0, finish, names))
+            what = f"init of {_shown([record.key for record in batch])}"
+            take, finish = requested(self, what, [pairs], None, None) if CALLS.running else (None, None)
+            self._worker.customer.wait_for(self._worker.send(pairs, Flag.PUSH, INIT, 0, finish, names, take=take))
             self._office.publish({repr(record.key): record.to_wire() for record in batch})
             with self._lock:
                 self._records.update((record.key, record) for record in batch)
@@ -141,8 +143,8 @@ class DistStore(Member):
             keys = self._keys(key, self._records)
             outs = None if out is None else self._outs(key, out, ignore_sparse)
             records = {k: self._records[k] for k in (keys if outs is None else [g.key for g in outs])}
-            finish = pull_into(keys, _is_list(key), records, outs, self._pull_codec())
-            handle = self._send([i for r in records.values() for i in wanted(r)], Flag.PULL, priority, finish)
+            filling = Filling(keys, _is_list(key), records, outs, self._pull_codec())
+            handle = self._pull(records, filling, priority)
         return self._waited(handle) if wait else handle
 
     @traced
@@ -155,15 +157,15 @@ class DistStore(Member):
         outs = check_outs(outs, {g.key: self._records[g.key].spec for g in outs}, ignore_sparse=True)
         records = {g.key: self._records[g.key] for g in outs}
 
-        def finish() -> Callable[..., Any]:
-            return pull_into(list(records), _is_list(key), records, outs, self._pull_codec())
+        def filling() -> Filling:
+            return Filling(list(records), _is_list(key), records, outs, self._pull_codec())
 
         if len(outs) == len(groups):
-            handle = self._push(groups, priority, Flag.PUSH | Flag.PULL, finish)
+            handle = self._push(groups, priority, Flag.PUSH | Flag.PULL, filling)
         else:  # the others' outs are row-sparse: nothing comes back for them
             self._push(groups, priority, Flag.PUSH, None)
             with self._lock:
-                handle = self._send([i for r in records.values() for i in wanted(r)], Flag.PULL, priority, finish())
+                handle = self._pull(records, filling(), priority)
         return self._waited(handle) if wait else handle
 
     @traced
@@ -176,32 +178,52 @@ class DistStore(Member):
             records = {k: self._records[k] for k in keys}
             wants = rows_wanted(keys, out, row_ids, {k: r.spec for k, r in records.items()}, listed)
             items = [item for want in wants for item in rows_of(records[want.spec.key], want)]
-            handle = self._send(items, Flag.PULL, priority, rows_into(keys, listed, records, wants, out is None))
+            finish = rows_into(keys, listed, records, wants, out is None)
+            handle = self._send(list(records), items, Flag.PULL, priority, finish=finish)
         return self._waited(handle) if wait else handle
 
-    def _push(
-        self, groups: list[Group], priority: int, flags: int, finish: Callable[[], Callable[..., Any]] | None
-    ) -> Handle:
-        """Send what is pushed; ``finish`` makes what takes in the answer, under the lock."""
+    def _push(self, groups: list[Group], priority: int, flags: int, filling: Callable[[], Filling] | None) -> Handle:
+        """Send what is pushed; ``filling`` makes what takes in the answer, under the lock."""
         check_priority(priority)  # before anything is counted, or held back by compression
         self._raise_failed()
         self._wait_for_room(groups)
         with self._pushing, self._lock:
             self._check_closing()
             self._tell_changes()
-            handle = self._send(self._merged(groups), flags, priority, None if finish is None else finish(), groups)
+            take, finish = _steps(None if filling is None else filling())
+            handle = self._send([g.key for g in groups], self._merged(groups), flags, priority, take, finish)
             self._in_flight.append(handle)
         return handle
 
-    def _merged(self, groups: list[Group]) -> list[Item]:
-        """The sum over the devices of each key, cut into pieces. Fresh arrays: the caller's may change at once."""
-        items: list[Item] = []
+    def _pull(self, records: dict[Key, Record], filling: Filling, priority: int) -> Handle:
+        """Ask for whole values; the lock is held."""
+        items = [item for record in records.values() for item in wanted(record)]
+        return self._send(list(records), items, Flag.PULL, priority, *_steps(filling))
+
+    def _merged(self, groups: list[Group]) -> Iterable[Item]:
+        """The sum over the devices of each key, cut into pieces: checked now, made as they are asked for.
+
+        In fresh arrays: the caller's may change when the call returns.
+        """
         records = [self._records[g.key] for g in groups]
         contents = [checked(g, record.spec) for g, record in zip(groups, records, strict=True)]
-        if self._compression.codec is not None:
+        codec = self._compression.codec
+        if codec is not None:
             for record, own in zip(records, contents, strict=True):
                 self._compression.check(record.spec, own)
-        with self._compression.all_or_nothing(g.key for g in groups):
+            if not codec.trusted:  # it may fail at any key: then nothing is sent
+                return self._all_coded(records, contents)
+        return self._coded_in_turn(records, contents)
+
+    def _coded_in_turn(self, records: list[Record], contents: list[list[Content]]) -> Iterator[Item]:
+        for record, own in zip(records, contents, strict=True):
+            items = self._coded(record, summed(own, record.spec))
+            record.pushes += 1
+            yield from items
+
+    def _all_coded(self, records: list[Record], contents: list[list[Content]]) -> list[Item]:
+        items: list[Item] = []
+        with self._compression.all_or_nothing(record.key for record in records):
             for record, own in zip(records, contents, strict=True):
                 items += self._coded(record, summed(own, record.spec))
         for record in records:
@@ -229,24 +251,23 @@ class DistStore(Member):
         groups = self._groups(key, out, self._records, "out")
         return check_outs(groups, {g.key: self._records[g.key].spec for g in groups}, ignore_sparse)
 
-    def _send(
-        self,
-        items: list[Item],
-        flags: int,
-        priority: int,
-        finish: Callable[..., Any] | None,
-        groups: Sequence[Group] = (),
-    ) -> Handle:
-        if not items:
+    def _send(self, keys: list[Key], items: Iterable[Item], flags: int, priority: int, take: Take | None = None,
+              finish: Finish | None = None) -> Handle:  # fmt: skip
+        """Send what a call comes to, in several messages if it is large; the lock is held."""
+        if not keys:
             return Handle(result=None if finish is None else finish([]))
-        pairs = pairs_of(items, push=bool(flags & Flag.PUSH))
-        what = f"{_CALLS[flags]} of {_shown([item.record.key for item in items])}"
-        finish = requested(self, what, pairs, finish)
+        push = bool(flags & Flag.PUSH)
+        pairs: Iterable[KVPairs] = pairs_in_turn(items, push, AT_ONCE * self._office.num_servers)
+        what = f"{_CALLS[flags]} of {_shown(keys)}"
+        if CALLS.running:
+            pairs = list(pairs)
+            take, finish = requested(self, what, pairs, take, finish)
         request = self._worker.send(
-            pairs, flags, DATA, priority, finish, self._codecs(flags), keys_per_message=self.keys_per_message, what=what
+            pairs, flags, DATA, priority, finish, self._codecs(flags), self.keys_per_message, what, take
         )
-        for g in groups:
-            self._ahead.setdefault(g.key, []).append(request)
+        if push:
+            for key in keys:
+                self._ahead.setdefault(key, []).append(request)
         customer = self._worker.customer
         return Handle(lambda *timeout: customer.wait_for(request, *timeout), lambda: request.done)
 
@@ -464,6 +485,10 @@ def _compare(mine: Spec, theirs: Spec) -> None:
     if mine.sparse != theirs.sparse:
         kinds = {True: "a RowSparseArray", False: "a dense array"}
         raise StorageError(key=mine.key, got=kinds[mine.sparse], expected=f"{kinds[theirs.sparse]}, as on rank 0")
+
+
+def _steps(filling: Filling | None) -> tuple[Take | None, Finish | None]:
+    return (None, None) if filling is None else (filling.take, filling.finish)
 
 
 def _nothing(spec: Spec) -> Content:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,13 @@ class Item:
     arrays: list[Array]
     codes: list[int]
     kind: int = WHOLE
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is pushed, or of what a pull of all gets."""
+        if self.arrays:
+            return sum(array.nbytes for array in self.arrays)
+        return math.prod(self.record.shape_of(self.piece)) * storage(self.record.spec.code).itemsize
 
 
 def pushed(record: Record, content: Content) -> list[Item]:
@@ -93,24 +101,101 @@ def pairs_of(items: Sequence[Item], push: bool) -> KVPairs:
     return pairs
 
 
-# -- answers; these run when all of a pull is there, on the leading thread --------------------------------------------
+def pairs_in_turn(items: Iterable[Item], push: bool, at_once: int) -> Iterator[KVPairs]:
+    """A call's items, in their order, as pairs of about ``at_once`` bytes of values, made when they are asked for."""
+    batch: list[Item] = []
+    size = 0
+    for item in items:
+        if batch and size + item.nbytes > at_once:
+            yield pairs_of(batch, push)
+            batch, size = [], 0
+        batch.append(item)
+        size += item.nbytes
+    if batch:
+        yield pairs_of(batch, push)
 
 
-def pull_into(
-    keys: list[Key], listed: bool, records: dict[Key, Record], outs: list[Group] | None, codec: Codec | None
-) -> Callable[..., Any]:
-    """Put values into ``outs``, or return new arrays without them. ``listed``: the caller gave a list of keys."""
+# -- answers; these run on the leading thread -------------------------------------------------------------------------
 
-    def finish(parts: list[KVPairs]) -> Any:
-        found = _received(parts, records, codec)
-        if outs is None:
-            return results(keys, listed, lambda k: typed(_fresh(records[k], found), records[k].spec.code))
-        for g in outs:
-            for out in g.arrays:
-                _write(out, records[g.key], found)
-        return None
 
-    return finish
+class Filling:
+    """A pull: values go into ``outs``, or into new arrays without them. ``listed``: the caller gave a list of keys."""
+
+    def __init__(
+        self, keys: list[Key], listed: bool, records: dict[Key, Record], outs: list[Group] | None, codec: Codec | None
+    ) -> None:
+        self._keys = keys
+        self._listed = listed
+        self._outs = None if outs is None else {g.key: g.arrays for g in outs}
+        times = Counter(id(out) for g in outs or () for out in g.arrays)
+        self._shared = {out for out, count in times.items() if count > 1}  # the last key of the call is what they get
+        self._codec = codec
+        self._pieces = {piece.wire: (record, piece) for record in records.values() for piece in record.pieces}
+        self._gathered: dict[Key, Array] = {}  # whole values, where pieces cannot be written to where they belong
+        self._came: dict[int, tuple[int, int, int]] = {}  # by key on the wire: version, bytes that came, bytes of it
+
+    def take(self, part: KVPairs) -> None:
+        """Put what a server sent where it belongs; does no harm if it is done again."""
+        if part.versions is None:
+            raise ProtocolError("an answer of values without their versions")
+        kinds = [WHOLE] * len(part.keys) if part.kinds is None else part.kinds.tolist()
+        for wire, arrays, version, kind in zip(
+            part.keys.tolist(), part.arrays(), part.versions.tolist(), kinds, strict=True
+        ):
+            record, piece = self._pieces[wire]
+            value = _decoded(record, piece, arrays, version, self._codec) if kind == CODED else arrays[0]
+            self._put(record, piece, value)
+            self._came[wire] = version, sum(array.nbytes for array in arrays), value.nbytes
+
+    def _put(self, record: Record, piece: Piece, value: Array) -> None:
+        gather = self._outs is None
+        for out in () if self._outs is None else self._outs[record.key]:
+            if not self._at_once(record, out):
+                gather = True
+            elif record.whole:
+                fill(out, value, record.spec)
+            else:
+                write(out[piece.first : piece.end], value, record.spec.code, record.key)
+        if gather:
+            whole = self._gathered.get(record.key)
+            if whole is None:
+                whole = self._gathered[record.key] = np.empty(record.spec.shape, storage(record.spec.code))
+            part = record.cut(piece, whole)
+            assert isinstance(part, np.ndarray)
+            part[...] = value
+
+    def _at_once(self, record: Record, out: Any) -> bool:
+        """Whether pieces can be written to an array as they come."""
+        return (record.whole or (isinstance(out, np.ndarray) and not record.flat)) and id(out) not in self._shared
+
+    def finish(self, _: object) -> Any:
+        """What the call returns, when all is there."""
+        for record in {id(record): record for record, _ in self._pieces.values()}.values():
+            came = [self._came[piece.wire] for piece in record.pieces]
+            record.version = min(version for version, _, _ in came)
+            record.traffic.pull += sum(sent for _, sent, _ in came)
+            record.traffic.pull_raw += sum(raw for _, _, raw in came)
+            if self._outs is not None and record.key in self._gathered:
+                self._fill(record)
+        if self._outs is not None:
+            return None
+        specs = {record.key: record.spec for record, _ in self._pieces.values()}
+        left = {key: self._gathered.get(key) for key in specs}
+        return results(self._keys, self._listed, lambda key: typed(_once(left, key), specs[key].code))
+
+    def _fill(self, record: Record) -> None:
+        assert self._outs is not None
+        for out in self._outs[record.key]:
+            if not self._at_once(record, out):
+                fill(out, self._gathered[record.key], record.spec)
+
+
+def _once(arrays: dict[Key, Array | None], key: Key) -> Array:
+    """An array for each time that a key is named: the first is given away, later ones are copies."""
+    array = arrays[key]
+    assert array is not None
+    arrays[key] = array.copy()
+    return array
 
 
 def rows_into(
@@ -119,7 +204,7 @@ def rows_into(
     """Put rows into the outs of a ``row_sparse_pull``; returns them if they are ``new``."""
 
     def finish(parts: list[KVPairs]) -> Any:
-        found = _received(parts, records, None)
+        found = _received(parts, records)
         filled: dict[Key, list[RowSparseArray]] = {}
         for want in wants:
             pieces = [found[p.wire][0] for p in records[want.spec.key].pieces if p.wire in found]
@@ -130,26 +215,20 @@ def rows_into(
     return finish
 
 
-def _received(parts: list[KVPairs], records: dict[Key, Record], codec: Codec | None) -> Answers:
-    """What came, by key on the wire, with the records' versions and traffic brought up to date."""
-    came: dict[int, tuple[list[Array], int, int]] = {}
+def _received(parts: list[KVPairs], records: dict[Key, Record]) -> Answers:
+    """The rows that came, by key on the wire, with the records' versions and traffic brought up to date."""
+    found: Answers = {}
     for part in parts:
         if part.versions is None:
             raise ProtocolError("an answer of values without their versions")
-        kinds = [WHOLE] * len(part.keys) if part.kinds is None else part.kinds.tolist()
-        came.update(
-            zip(part.keys.tolist(), zip(part.arrays(), part.versions.tolist(), kinds, strict=True), strict=True)
-        )
-    found: Answers = {}
+        rows = [array for [array] in part.arrays()]
+        found.update(zip(part.keys.tolist(), zip(rows, part.versions.tolist(), strict=True), strict=True))
     for record in records.values():
-        mine = [(piece, *came[piece.wire]) for piece in record.pieces if piece.wire in came]
-        for piece, arrays, version, kind in mine:
-            value = _decoded(record, piece, arrays, version, codec) if kind == CODED else arrays[0]
-            found[piece.wire] = value, version
-            record.traffic.pull += sum(array.nbytes for array in arrays)
-            record.traffic.pull_raw += value.nbytes
+        mine = [found[piece.wire] for piece in record.pieces if piece.wire in found]
+        record.traffic.pull += sum(rows.nbytes for rows, _ in mine)
+        record.traffic.pull_raw += sum(rows.nbytes for rows, _ in mine)
         if mine:  # else nothing was sent, and this may run beside the leading thread
-            record.version = min(version for _, _, version, _ in mine)
+            record.version = min(version for _, version in mine)
     return found
 
 
@@ -158,23 +237,3 @@ def _decoded(record: Record, piece: Piece, code: list[Array], version: int, code
         raise ProtocolError(f"key {record.key!r} came compressed, which was not asked for")
     shape = record.shape_of(piece)
     return codec.decoded(code, math.prod(shape), codec.salt_of(record.key, version, 0)).reshape(shape)
-
-
-def _write(out: Any, record: Record, found: Answers) -> None:
-    if record.whole or record.flat or not isinstance(out, np.ndarray):
-        fill(out, _joined(record, found), record.spec)
-        return
-    for piece in record.pieces:  # each piece straight into its rows
-        write(out[piece.first : piece.end], found[piece.wire][0], record.spec.code, record.key)
-
-
-def _fresh(record: Record, found: Answers) -> Array:
-    """The whole value in memory of its own."""
-    value = _joined(record, found)
-    return value.copy() if record.whole else value
-
-
-def _joined(record: Record, found: Answers) -> Array:
-    """The whole value; of a key on one server a view of the message."""
-    pieces = [found[p.wire][0] for p in record.pieces]
-    return pieces[0] if record.whole else np.concatenate(pieces).reshape(record.spec.shape)

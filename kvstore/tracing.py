@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
@@ -233,30 +233,36 @@ def _process_of(store: _Store) -> int:
     return process
 
 
-Finish = Callable[[list[KVPairs]], Any]
+Take = Callable[[KVPairs], Any]
+Finish = Callable[[list[Any]], Any]
 
 
-def requested(store: _Store, what: str, pairs: KVPairs, finish: Finish | None) -> Finish | None:
-    """Note a request that is about to be sent, and its end: returns ``finish`` with what notes that."""
-    if not CALLS.running:
-        return finish
+def requested(
+    store: _Store, what: str, pairs: Sequence[KVPairs], take: Take | None, finish: Finish | None
+) -> tuple[Take, Finish]:
+    """Note a request that is about to be sent, and its end: returns ``take`` and ``finish`` with what notes that."""
     process, thread, id = _process_of(store), threading.get_native_id(), next(_ids)
-    keys, sent = len(pairs.keys), nbytes(pairs)
+    keys, sent = sum(len(each.keys) for each in pairs), sum(map(nbytes, pairs))
+    received = 0
     call = getattr(_call, "args", None) or {}
     call["keys"] = (call.get("keys") or 0) + keys
     call["sent"] = (call.get("sent") or 0) + sent
     CALLS.add("b", what, process, thread, {"keys": keys, "sent": sent}, CALLS.clock(), id=id)
 
-    def noted(parts: list[KVPairs]) -> Any:
+    def counted(part: KVPairs) -> Any:
+        nonlocal received
+        received += nbytes(part)
+        return part.kept() if take is None else take(part)
+
+    def noted(parts: list[Any]) -> Any:
         try:
             return None if finish is None else finish(parts)
         finally:
-            received = sum(nbytes(part) for part in parts)
             call["received"] = (call.get("received") or 0) + received
             if CALLS.running:
                 CALLS.add("e", what, process, thread, {"received": received}, CALLS.clock(), id=id)
 
-    return noted
+    return counted, noted
 
 
 def nbytes(pairs: KVPairs) -> int:

@@ -16,6 +16,7 @@ from .ids import ALL, SCHEDULER, SERVER_GROUP, WORKER_GROUP, name_of, rank_of, r
 from .kv_pairs import KVPairs, Slicer, default_slicer
 from .kv_server import KVMeta, KVServer
 from .kv_worker import KVWorker
+from .memory import Memory
 from .postoffice import Postoffice
 from .postoffice.placement import Balancer
 from .simple_app import SimpleApp, SimpleData
@@ -35,6 +36,7 @@ __all__ = [
     "KVServer",
     "KVServerDefaultHandle",
     "KVWorker",
+    "Memory",
     "Postoffice",
     "Request",
     "SimpleApp",

@@ -15,7 +15,7 @@ from .ids import ROLES
 T = TypeVar("T")
 
 MAX_JOB = 64  # characters; every message carries it
-TRANSPORTS = ("auto", "ipc", "tcp")
+TRANSPORTS = ("auto", "shm", "ipc", "tcp")
 VANS = ("zmq", "p3")  # of ps-lite's, those that mean something here
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,18 +21,30 @@ from .wire import Message
 
 KEPT_RESULTS = 1024  # finished requests whose results or errors wait for somebody to ask for them
 
-Finish = Callable[[list[Message]], Any]
+Take = Callable[[Message, Message], Any]
+Finish = Callable[[list[Any]], Any]
+
+
+class Torn(Exception):
+    """Raised by ``take``: what the answer's arrays had was replaced while it was read; ``again`` asks for it anew."""
+
+    def __init__(self, again: Message) -> None:
+        super().__init__("an array was written to while it was read")
+        self.again = again
 
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """A request in flight. Its fields change under the postoffice's lock, and for good when ``done`` is set."""
+    """A request in flight. Its fields change under the customer's lock, and for good when ``done`` is set."""
 
     timestamp: int
     what: str  # how errors and the log call it
-    due: set[int]  # indices of the messages that have no answer yet
-    finish: Finish | None  # turns the answers into the result; user code, runs without the lock
-    answers: list[Message | None]
+    take: Take | None  # makes the part of an answer that is kept; like ``finish`` it may be user code, without the lock
+    finish: Finish | None  # turns the parts into the result
+    open: bool = True  # more messages may follow
+    due: set[int] = field(default_factory=set)  # indices of the messages that have no answer yet
+    arrived: deque[tuple[int, Message, Message]] = field(default_factory=deque)  # asked and answered, not taken yet
+    parts: dict[int, Any] = field(default_factory=dict)  # what was taken of each answer, by index
     asked: dict[int, tuple[int, Pending]] = field(default_factory=dict)  # node and request of each message, by index
     done: bool = False
     error: Exception | None = None
@@ -59,65 +71,118 @@ class Customer:
         office.register(app, customer, accept)
 
     def request(
-        self, messages: Sequence[tuple[int, Message]], finish: Finish | None = None, what: str = ""
+        self,
+        messages: Iterable[tuple[int, Message]],
+        take: Take | None = None,
+        finish: Finish | None = None,
+        what: str = "",
     ) -> Request:
-        """Send one message to each node. ``finish`` runs when all have answered; it makes the request's result.
+        """Send messages to nodes, each as soon as the iterable gives it.
 
-        The answers given to ``finish`` are in the order of ``messages``. With no messages the request is done at once.
-        Raises DTypeError or ProtocolError, and sends nothing, if one of them cannot travel.
+        When all are sent, ``take(asked, answer)`` runs for each answer as it comes, and in the end ``finish`` makes the
+        request's result of what it returned, in the order of ``messages``. With no messages the request is done at
+        once.
+        Raises DTypeError or ProtocolError for a message that cannot travel; given a list, then nothing is sent.
         """
         self.office.check()
-        for _, message in messages:
-            message.app, message.customer = self.app, self.id
-            wire.check(message)
+        if isinstance(messages, list):
+            for _, message in messages:
+                wire.check(message)
         with self._lock:
-            name = what or f"request {self._next}"
-            request = Request(self._next, name, set(range(len(messages))), finish, [None] * len(messages))
+            request = Request(self._next, what or f"request {self._next}", take, finish)
             self._next += 1
-            if messages:
-                self._requests[request.timestamp] = request
-        if not messages:
-            request.result = finish([]) if finish else None
-            request.done = True
-        for index, (node, message) in enumerate(messages):
-            message.timestamp = request.timestamp
-            pending = self.office.request(node, message, self._on_reply(request, index))
-            with self._lock:
-                if pending is not None and not request.done:
-                    request.asked[index] = node, pending
+            self._requests[request.timestamp] = request
+        try:
+            for index, (node, message) in enumerate(messages):
+                self._send(request, index, node, message)
+        except BaseException as error:
+            self._fail(request, error if isinstance(error, Exception) else None)
+            raise
+        with self._lock:
+            request.open = False
+            arrived, ended = bool(request.arrived), not request.due
+        if ended:
+            self._finish(request)
+        elif arrived:
+            self.office.later(lambda: self._take(request))
         return request
 
-    def _on_reply(self, request: Request, index: int) -> Callable[[Message | PSError], None]:
-        def note(reply: Message | PSError) -> None:
+    def _send(self, request: Request, index: int, node: int, message: Message) -> None:
+        message.app, message.customer, message.timestamp = self.app, self.id, request.timestamp
+        wire.check(message)
+        with self._lock:
+            if request.error is not None:
+                return  # the others would be in vain
+            request.due.add(index)
+        pending = self.office.request(node, message, lambda reply: self._on_reply(request, index, message, reply))
+        with self._lock:
+            if pending is not None and index in request.due:
+                request.asked[index] = node, pending
+
+    def _on_reply(self, request: Request, index: int, asked: Message, reply: Message | PSError) -> None:
+        """Note an answer; runs under the postoffice's lock."""
+        error = error_of(reply)
+        with self._lock:
             if index not in request.due:
                 return  # the request has failed already
-            request.error = request.error or error_of(reply)
-            request.due.discard(index)
-            if isinstance(reply, Message):
-                request.answers[index] = reply
+            if error is None and request.take is not None:
+                assert isinstance(reply, Message)
+                request.arrived.append((index, asked, reply))
+                then = self._take
             else:
-                request.due.clear()  # that node will never answer: the others may wait for it themselves
-            if request.due:
+                request.error = request.error or error
+                request.due.discard(index)
+                if not isinstance(reply, Message):
+                    request.due.clear()  # that node will never answer: the others may wait for it themselves
+                if request.due:
+                    return
+                then = self._finish
+            if request.open:
                 return
-            if request.finish is None or request.error is not None:
-                self._complete(request)
-            else:
-                self.office.after(lambda: self._finish(request))
+        if then == self._finish and (request.finish is None or request.error is not None):
+            self._complete(request)
+        else:
+            self.office.after(lambda: then(request))
 
-        return note
+    def _take(self, request: Request) -> None:
+        """Take in what has arrived; runs on the leading thread."""
+        while request.arrived:
+            index, asked, answer = request.arrived.popleft()
+            assert request.take is not None
+            try:
+                request.parts[index] = request.take(asked, answer)
+            except Torn as torn:
+                if request.error is None:
+                    self._send(request, index, answer.sender, torn.again)
+                    continue
+            except Exception as error:  # a callback is user code: its error belongs to whoever waits
+                request.error = request.error or error
+            with self._lock:
+                request.due.discard(index)
+                ended = not request.due
+            if ended:
+                self._finish(request)
 
     def _finish(self, request: Request) -> None:
-        assert request.finish is not None
         try:
-            request.result = request.finish([m for m in request.answers if m is not None])
+            if request.finish is not None and request.error is None:
+                request.result = request.finish([request.parts[index] for index in sorted(request.parts)])
         except Exception as error:  # a callback is user code: its error belongs to whoever waits
             request.error = error
         finally:
             self._complete(request)
 
-    def _complete(self, request: Request) -> None:
-        request.answers, request.finish, request.asked = [], None, {}
+    def _fail(self, request: Request, error: Exception | None) -> None:
+        """Give up a request that could not be sent as a whole."""
         with self._lock:
+            request.open, request.due = False, set()
+            request.error = error or PSError("the request was interrupted")
+        self._complete(request)
+
+    def _complete(self, request: Request) -> None:
+        with self._lock:
+            request.parts, request.take, request.finish, request.asked = {}, None, None, {}
+            request.arrived = deque()
             request.done = True
             self.failures += request.error is not None
             self._requests.pop(request.timestamp, None)

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import dtypes
 from .errors import ConfigError, ProtocolError
-from .wire import Message
+from .wire import Flag, Kind, Message
 
 Array = np.ndarray[Any, Any]
 
@@ -39,6 +39,7 @@ class KVPairs:
     codes: list[int] | None = None  # dtype codes when ``vals`` is a list and numpy's dtype does not tell (bfloat16)
     kinds: NDArray[np.uint64] | None = None
     meta: Any = None
+    lent: bool = False  # the arrays of ``vals`` are another process's memory, which it may write to again
 
     def slice(self, lo: int, hi: int) -> KVPairs:
         """The pairs from index ``lo`` to ``hi``, as views."""
@@ -62,6 +63,13 @@ class KVPairs:
             ends = np.concatenate([[0], np.cumsum(self.lens)])
             part.vals = self.vals[int(ends[lo]) : int(ends[hi])]
         return part
+
+    def kept(self) -> KVPairs:
+        """These pairs, in memory that nobody else will write to."""
+        if self.lent:
+            self.vals = [array.copy() for array in self.vals] if isinstance(self.vals, list) else self.vals.copy()
+            self.lent = False
+        return self
 
     def arrays(self) -> list[list[Array]]:
         """The arrays of each key, when ``vals`` is a list."""
@@ -147,6 +155,18 @@ def pack(pairs: KVPairs, message: Message, meta: Any) -> Message:
     return message
 
 
+def pull_again(asked: Message) -> Message:
+    """What asks once more for the values of a pull or pushpull, as they are now, and not by reference."""
+    bits = asked.body[0]
+    arrays, codes = asked.arrays, asked.codes
+    if asked.flags & Flag.PUSH:  # which was done: its values need not travel again
+        bits, arrays, codes = _IS_LIST, arrays[:1], None
+    flags = (asked.flags & ~Flag.PUSH) | Flag.BY_VALUE
+    again = Message(Kind.REQUEST, op=asked.op, flags=flags, cmd=asked.cmd, priority=asked.priority)
+    again.body, again.arrays, again.codes = [bits, asked.body[1]], arrays, codes
+    return again
+
+
 def _total(lens: NDArray[Any]) -> int:
     """The number of arrays that these lengths announce."""
     if lens.dtype != np.int64 or (lens < 0).any():
@@ -168,8 +188,10 @@ def unpack(message: Message) -> KVPairs:
         raise ProtocolError("a key-value message lacks its keys, versions or lengths")
     if any(column.shape != keys.shape for column in columns):
         raise ProtocolError("the keys, versions and lengths of a key-value message do not fit each other")
+    if message.leases:  # a peer could change them after they were checked
+        keys, *columns = (array.copy() for array in message.arrays[:head])
     values = message.arrays[head:]
-    pairs = KVPairs(keys, values, meta=message.body[1])
+    pairs = KVPairs(keys, values, meta=message.body[1], lent=bool(message.leases))
     for name, column in zip(names, columns, strict=True):
         setattr(pairs, name, column)
     if bits & _IS_LIST:

@@ -54,7 +54,7 @@ class KVServer:
 
     def response(self, meta: KVMeta, pairs: KVPairs | None = None) -> None:
         """Answer a request, with key-value pairs if it pulls. Their arrays must not change any more."""
-        reply = Message(Kind.REPLY, cmd=meta.cmd, priority=meta.priority)
+        reply = Message(Kind.REPLY, cmd=meta.cmd, priority=meta.priority, flags=meta.message.flags & Flag.BY_VALUE)
         self.office.answer(meta.message, reply if pairs is None else pack(pairs, reply, pairs.meta))
 
     def error(self, meta: KVMeta, error: Exception, what: str = "the handle") -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import ids
-from .customer import Customer, Request
+from .customer import Customer, Request, Torn
 from .errors import ConfigError, ProtocolError
-from .kv_pairs import Array, KVPairs, Slicer, checked_keys, checked_pairs, default_slicer, pack, unpack
+from .kv_pairs import Array, KVPairs, Slicer, checked_keys, checked_pairs, default_slicer, pack, pull_again, unpack
 from .postoffice import SAME_AS_CONFIG, Postoffice
 from .simple_app import answer_error
 from .wire import Flag, Kind, Message, Op, integer
@@ -60,23 +61,38 @@ class KVWorker:
         pairs.vals = pairs.vals.copy()
         return self.customer.keep(self.send(pairs, Flag.PUSH | Flag.PULL, cmd, priority, _into(outs, None, callback)))
 
-    def send(self, pairs: KVPairs, flags: int, cmd: int = 0, priority: int = 0,
-             finish: Callable[[list[KVPairs]], Any] | None = None, meta: Any = None,
-             keys_per_message: int | None = None, what: str = "") -> Request:  # fmt: skip
-        """Slice pairs and send each server its part; ``finish(parts)`` makes the request's result of what came back.
+    def send(self, pairs: KVPairs | Iterable[KVPairs], flags: int, cmd: int = 0, priority: int = 0,
+             finish: Callable[[list[Any]], Any] | None = None, meta: Any = None,
+             keys_per_message: int | None = None, what: str = "",
+             take: Callable[[KVPairs], Any] | None = None) -> Request:  # fmt: skip
+        """Slice pairs and send each server its part.
+
+        Several ``pairs`` are one request, sent one after the other: while one is on its way the next may be made.
+        ``finish(parts)`` makes the request's result of what came back: the answers, or what ``take(answer)`` made of
+        each. ``take`` runs as they come, after all is sent; it must not keep their arrays, and may run again for a key.
 
         ``meta`` is anything small that msgpack carries; servers see it as ``KVMeta.meta``. ``keys_per_message`` cuts
         longer parts into several messages: when values are lists, whose arrays a header has to describe. ``what`` is
         how errors call the request.
         """
         cmd, priority = integer("cmd", cmd), integer("priority", priority)
-        messages = []
-        for rank, part in enumerate(self._slice(pairs)):
-            for chunk in [] if part is None else _chunks(part, keys_per_message):
-                message = Message(Kind.REQUEST, op=Op.DATA, flags=flags, cmd=cmd, priority=priority)
-                messages.append((ids.server_id(rank), pack(chunk, message, meta)))
-        done = None if finish is None else (lambda answers: finish([unpack(answer) for answer in answers]))
-        return self.customer.request(messages, done, what)
+
+        def messages(each: KVPairs) -> Iterator[tuple[int, Message]]:
+            for rank, part in enumerate(self._slice(each)):
+                for chunk in [] if part is None else _chunks(part, keys_per_message):
+                    message = Message(Kind.REQUEST, op=Op.DATA, flags=flags, cmd=cmd, priority=priority)
+                    yield ids.server_id(rank), pack(chunk, message, meta)
+
+        taken = None if take is None and finish is None else partial(_taken, take or KVPairs.kept)
+        if isinstance(pairs, KVPairs):
+            return self.customer.request(list(messages(pairs)), taken, finish, what)
+        return self.customer.request(self._flowing(map(messages, pairs)), taken, finish, what)
+
+    def _flowing(self, sent: Iterable[Iterator[tuple[int, Message]]]) -> Iterator[tuple[int, Message]]:
+        """All of these messages; between them room is noticed that the servers have made."""
+        for messages in sent:
+            yield from messages
+            self.office.progress()
 
     def wait(self, timestamp: int, timeout: Any = SAME_AS_CONFIG) -> Any:
         """Wait for a request; returns what it pulled. Raises its error, or RequestTimeout naming the missing."""
@@ -105,6 +121,14 @@ def _chunks(pairs: KVPairs, size: int | None) -> list[KVPairs]:
     if size is None or count <= size:
         return [pairs]
     return [pairs.slice(lo, min(lo + size, count)) for lo in range(0, count, size)]
+
+
+def _taken(take: Callable[[KVPairs], Any], asked: Message, answer: Message) -> Any:
+    """Let an answer be taken in; if its arrays were written to meanwhile, by others, ask for them again."""
+    part = take(unpack(answer))
+    if not answer.intact():
+        raise Torn(pull_again(asked))
+    return part
 
 
 def _then(callback: Callback | None) -> Callable[[list[KVPairs]], None] | None:

@@ -60,7 +60,7 @@ class SimpleApp:
         head = integer("head", head)
         nodes = self.office.node_ids(recv_id)
         messages = [(node, Message(Kind.REQUEST, op=Op.SIMPLE, cmd=head, body=body)) for node in nodes]
-        return self.customer.keep(self.customer.request(messages, self._on_responses))
+        return self.customer.keep(self.customer.request(messages, lambda _, answer: answer, self._on_responses))
 
     def _on_responses(self, answers: list[Message]) -> list[Any]:
         if self._response_handle is not None:

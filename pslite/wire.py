@@ -2,7 +2,7 @@
 
 Frames: ``[header][pack]?[buffer]*``. The header is a positional list (``FIELDS``). Arrays smaller than ``PACK_BELOW``
 bytes travel together in the pack frame, each at a multiple of 8 bytes; every other array is a frame of its own, sent
-and received without a copy.
+and received without a copy, or does not travel: the header says where in the sender's memory the receiver finds it.
 
 Evolution: new fields go last, with a default; the type of a field never changes; codes are never reused.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +35,10 @@ MAX_ACKS = 2048  # numbers in the list of acknowledgements
 _ONLY_INTS = {int}  # types are checked as sets: this runs for every message
 
 Frame = bytes | bytearray | memoryview
+Array = np.ndarray[Any, Any]
+Place = tuple[int, int, int, int]  # in the sender's memory: segment, offset, offset of its block, generation
+Lease = Callable[[], bool]  # whether an array in a peer's memory still is what the peer sent
+Find = Callable[[int, Place, int], "tuple[memoryview, Lease] | None"]  # incarnation, place, bytes: their view
 Link = int | bytes  # a connection we made to a node id, or the routing id of one that was made to us
 
 
@@ -70,6 +74,7 @@ class Flag:
     PULL = 2
     ERROR = 4
     REPLAY = 8  # set by the receiver, never sent: a duplicate that must be answered but not applied
+    BY_VALUE = 16  # of a pull: the answer's arrays travel themselves, not as places in shared memory
 
 
 @dataclass(slots=True, eq=False)
@@ -94,11 +99,16 @@ class Message:
     body: Any = None
     arrays: list[np.ndarray[Any, Any]] = field(default_factory=list)
     codes: list[int] | None = None  # dtype codes of ``arrays``; None derives them
+    leases: list[Lease] = field(default_factory=list)  # of received arrays that are memory of their sender
 
     @property
     def nbytes(self) -> int:
         """Payload bytes, without the header."""
         return sum(a.nbytes for a in self.arrays)
+
+    def intact(self) -> bool:
+        """Whether no array that is memory of the sender has been written to since the message was made."""
+        return all(lease() for lease in self.leases)
 
 
 def append_range(ranges: list[Any], number: int) -> None:
@@ -159,25 +169,31 @@ def _check_body(body: Any) -> None:
         raise ProtocolError(f"the body would be {len(packed)} bytes, at most {MAX_BODY} are allowed: send fewer keys")
 
 
-def encode(message: Message) -> list[Frame]:
-    """The frames of a checked message. Buffers are views: they must not change until it is acknowledged."""
+def encode(message: Message, place: Callable[[Array], Place | None] | None = None) -> list[Frame]:
+    """The frames of a checked message. Buffers are views: they must not change until it is acknowledged.
+
+    ``place``: where the receiver finds an array without its being sent, if it does.
+    """
     codes = message.codes or [dtypes.code_of(a.dtype) for a in message.arrays]
     table: list[list[int]] = []
+    places: list[int] = []
     packed: list[Frame] = []
     frames: list[Frame] = []
-    for code, array in zip(codes, message.arrays, strict=True):
+    for index, (code, array) in enumerate(zip(codes, message.arrays, strict=True)):
         table.append([code, *array.shape])
         if not array.dtype.isnative:  # the wire is little-endian
             array = array.astype(array.dtype.newbyteorder("="))
         if array.nbytes < PACK_BELOW:
             data = array.tobytes()
             packed.append(data + bytes(-len(data) % 8))
+        elif place is not None and (found := place(array)) is not None:
+            places += (index, *found)
         else:
             frames.append(_view(array))
     m = message
     header = msgpack.packb(
         [MAGIC, VERSION, int(m.kind), m.job, m.sender, m.recver, m.incarnation, m.seq, m.floor, m.acks,
-         int(m.op), m.app, m.customer, m.timestamp, int(m.flags), m.cmd, m.priority, m.body, table]
+         int(m.op), m.app, m.customer, m.timestamp, int(m.flags), m.cmd, m.priority, m.body, table, places]
     )  # fmt: skip
     if packed:
         return [header, b"".join(packed), *frames]
@@ -191,8 +207,10 @@ def _view(array: np.ndarray[Any, Any]) -> memoryview:
     return contiguous.reshape(-1).view(np.uint8).data
 
 
-def decode(frames: Sequence[Any]) -> Message:
+def decode(frames: Sequence[Any], find: Find | None = None) -> Message:
     """The message in these frames (anything with the buffer protocol); arrays are read-only views of the frames.
+
+    ``find``: the view of an array that is in the sender's memory.
 
     Raises ProtocolError for anything that is not a message of this protocol version, before allocating.
     """
@@ -212,7 +230,10 @@ def decode(frames: Sequence[Any]) -> Message:
         raise ProtocolError(f"the header has {len(fields)} fields, expected 19")
     message = Message(*_checked(fields))
     try:
-        message.arrays, message.codes = _arrays(fields[18], frames)
+        places = _places(fields[19] if len(fields) > 19 else [])
+        found = {index: _found(find, message.incarnation, place, fields[18], index) for index, place in places.items()}
+        message.arrays, message.codes = _arrays(fields[18], frames, {index: view for index, (view, _) in found.items()})
+        message.leases = [lease for _, lease in found.values()]
     except (ValueError, OverflowError) as error:  # numpy: an empty array with a dimension that no memory could hold
         raise ProtocolError(f"an array's shape is not possible: {error}") from error
     return message
@@ -235,25 +256,44 @@ def _checked(fields: list[Any]) -> list[Any]:
     return fields[2:18]
 
 
-def _arrays(table: Any, frames: Sequence[Any]) -> tuple[list[np.ndarray[Any, Any]], list[int]]:
+def _places(flat: Any) -> dict[int, Place]:
+    """Which arrays are not sent, by index."""
+    if flat == []:
+        return {}
+    if type(flat) is not list or len(flat) % 5 or {*map(type, flat)} != _ONLY_INTS:
+        raise ProtocolError("the list of places is malformed")
+    return {flat[i]: (flat[i + 1], flat[i + 2], flat[i + 3], flat[i + 4]) for i in range(0, len(flat), 5)}
+
+
+def _found(find: Find | None, incarnation: int, place: Place, table: Any, index: int) -> tuple[memoryview, Lease]:
+    nbytes = _layout(table[index])[2] if type(table) is list and 0 <= index < len(table) else 0
+    found = None if find is None or nbytes < PACK_BELOW else find(incarnation, place, nbytes)
+    if found is None:
+        raise ProtocolError(f"array {index} should be in memory that the sender does not share with this process")
+    return found
+
+
+def _arrays(
+    table: Any, frames: Sequence[Any], shared: dict[int, memoryview]
+) -> tuple[list[np.ndarray[Any, Any]], list[int]]:
     if type(table) is not list or len(table) > MAX_ARRAYS:
         raise ProtocolError(f"the table of arrays is malformed or has more than {MAX_ARRAYS} entries")
     layouts = [_layout(entry) for entry in table]
     views = [memoryview(frame).toreadonly() for frame in frames[1:]]
-    own = sum(nbytes >= PACK_BELOW for _, _, nbytes in layouts)
-    packed = own < len(layouts)
+    large = sum(nbytes >= PACK_BELOW for _, _, nbytes in layouts)
+    own, packed = large - len(shared), large < len(layouts)
     if len(views) != own + packed:
         raise ProtocolError(f"{len(views)} buffers came, {own + packed} were announced")
     pack, others = (views[0], iter(views[1:])) if packed else (memoryview(b""), iter(views))
     arrays, offset = [], 0
-    for dtype, shape, nbytes in layouts:
+    for index, (dtype, shape, nbytes) in enumerate(layouts):
         if nbytes < PACK_BELOW:
             if offset + nbytes > len(pack):
                 raise ProtocolError("the packed arrays are longer than their frame")
             arrays.append(np.ndarray(shape, dtype, pack, offset))
             offset += nbytes + -nbytes % 8
             continue
-        buffer = next(others)
+        buffer = shared[index] if index in shared else next(others)
         if len(buffer) != nbytes:
             raise ProtocolError(f"an array of {nbytes} bytes came in a frame of {len(buffer)}")
         arrays.append(np.ndarray(shape, dtype, buffer))

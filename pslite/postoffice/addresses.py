@@ -5,22 +5,32 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from pslite.config import Config, is_loopback
 from pslite.errors import ConfigError
+from pslite.van import shared
 from pslite.van.base import Van
+from pslite.van.shared.exchange import Exchange
 from pslite.van.zmq_van import ZmqVan
 
 log = logging.getLogger("pslite")
 
 
-def open_van(config: Config, identity: str) -> Van:
-    """The van for the root's address scheme."""
+def open_van(config: Config, identity: str, clock: Callable[[], float]) -> Van:
+    """The van for the root's address scheme; with shared memory if the job has a directory that its processes share."""
     scheme = urlsplit(config.root).scheme
     if scheme not in ("tcp", "ipc"):
         raise ConfigError(name="root", value=config.root, allowed="addresses are tcp://host:port or ipc:///path")
-    return ZmqVan(identity, heartbeats=config.role == "scheduler")
+    exchange = None
+    if config.transport in ("auto", "shm") and config.role != "scheduler":
+        if config.job_dir and shared.available():
+            exchange = Exchange(config.job_dir, identity.rsplit("/", 1)[1], clock)
+        elif config.transport == "shm":
+            remedy = "it needs Linux 5.1 and PSLITE_JOB_DIR, which the launcher makes: choose auto, ipc or tcp"
+            raise ConfigError(name="PSLITE_TRANSPORT", value="shm", allowed=remedy)
+    return ZmqVan(identity, config.role == "scheduler", exchange)
 
 
 def to_listen(config: Config, identity: str) -> list[str]:

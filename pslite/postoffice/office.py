@@ -27,6 +27,7 @@ from pslite.errors import (
     UnknownKeyError,
     WaitTimeout,
 )
+from pslite.memory import Memory
 from pslite.van.base import Van
 from pslite.wire import Kind, Message, Op
 
@@ -69,7 +70,7 @@ class Postoffice:
         self._core = Core(config.role, delivery)
         self._shell = Shell(
             self._core,
-            van or addresses.open_van(config, self._identity),
+            van or addresses.open_van(config, self._identity, clock),
             clock,
             config.drop_rate,
             self._rng,
@@ -89,6 +90,15 @@ class Postoffice:
     def van(self) -> Van:
         """The van that carries the messages."""
         return self._shell.van
+
+    @property
+    def memory(self) -> Memory:
+        """Where arrays are made that cost least to send."""
+        return self._shell.van.memory
+
+    def transport(self, node: int) -> str:
+        """How messages to a node travel: 'shm', 'ipc', 'tcp', or 'in process'."""
+        return self._shell.van.transport(node)
 
     @property
     def role(self) -> str:
@@ -233,6 +243,14 @@ class Postoffice:
     def after(self, callback: Callable[[], None]) -> None:
         """Queue user code that a reply triggers; called from ``on_reply``."""
         self._shell.after(callback)
+
+    def later(self, callback: Callable[[], None]) -> None:
+        """Queue user code, from any thread."""
+        self._shell.later(callback)
+
+    def progress(self) -> None:
+        """Take in what has come, without waiting: for a thread that sends much, and so may wait for room."""
+        self._shell.progress()
 
     def wait(self, done: Callable[[], bool], what: str, pending: Callable[[], Iterable[tuple[int, Pending]]],
              timeout: Any = SAME_AS_CONFIG, error: type[WaitTimeout] = RequestTimeout) -> None:  # fmt: skip

@@ -138,6 +138,12 @@ class Shell:
         """Run user code for a completed request, on the leading thread; the lock is held."""
         self._callbacks.append(callback)
 
+    def later(self, callback: Callable[[], None]) -> None:
+        """``after``, from any thread."""
+        with self.lock:
+            self._callbacks.append(callback)
+            self._notice_timer()
+
     def deliver(self, job: Callable[[], None]) -> None:
         """Run a job on the leading thread, after what was delivered before; the lock is held."""
         self._deliveries.append(job)
@@ -206,6 +212,17 @@ class Shell:
                 self._leader = None
             if self._callers > 1 or self._thread.ident == threading.get_ident():
                 self._followers.notify_all()
+
+    def progress(self) -> None:
+        """Receive and decide, unless a thread leads; what is to be run waits for one that does."""
+        with self.lock:
+            if self._leader is None and not self._closed:
+                self._leader = threading.get_ident()
+                try:
+                    self._pump(nested=False)
+                finally:
+                    self._leader = None
+                    self._followers.notify_all()
 
     def _pump(self, nested: bool) -> None:
         """Receive and decide until there is nothing more, or enough for the handlers to do."""

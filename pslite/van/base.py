@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from dataclasses import dataclass
 
+from pslite.memory import PLAIN, Memory
 from pslite.wire import Link, Message
 
 
@@ -48,6 +49,12 @@ class Van(abc.ABC):
     connection breaks, never doubled, never changed. Threads: every method but ``wait`` and ``wake`` is called under
     the postoffice's lock; ``wait`` is called by one thread at a time.
     """
+
+    memory: Memory = PLAIN  # whose arrays cost least to send
+
+    def transport(self, link: Link) -> str:
+        """How messages on a link travel, as users call it."""
+        return "in process"
 
     @abc.abstractmethod
     def bind(self, address: str, fd: int | None = None) -> str:

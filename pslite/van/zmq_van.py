@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import select
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import zmq
@@ -13,9 +16,12 @@ from zmq.utils.monitor import parse_monitor_message
 
 from pslite import ids
 from pslite.errors import BindError, JoinError, ProtocolError
-from pslite.wire import Link, Message, decode, encode
+from pslite.wire import Array, Flag, Link, Message, Place, decode, encode
 
 from .base import LinkDown, LinkUp, Received, Rejected, Van, VanEvent
+from .shared.exchange import Exchange
+
+log = logging.getLogger("pslite")
 
 COPY_BELOW = 64 * 1024  # bytes; for smaller frames a copy is cheaper than ZeroMQ's book-keeping of a foreign buffer
 HEARTBEAT_INTERVAL = 250  # ms
@@ -32,10 +38,11 @@ class ZmqVan(Van):
 
     The scheduler and every member exchange heartbeats, but members do not among themselves: while a large frame is on
     its way no heartbeat gets through, and a slow network would have its connections cut in the midst of every one.
-    ``heartbeats``: whether those who connect to us get them, as on the scheduler.
+    ``heartbeats``: whether those who connect to us get them, as on the scheduler. ``exchange``: for peers that share
+    memory with us.
     """
 
-    def __init__(self, identity: str, heartbeats: bool = False) -> None:
+    def __init__(self, identity: str, heartbeats: bool = False, exchange: Exchange | None = None) -> None:
         if zmq.zmq_version_info() < (4, 3, 3):  # older ones can be blocked by a raw TCP client (CVE-2020-15166)
             raise JoinError(node="this process", reason=f"libzmq {zmq.zmq_version()} is too old, 4.3.3 is needed")
         self._context = zmq.Context()
@@ -43,6 +50,10 @@ class ZmqVan(Van):
         self._context.set(zmq.MAX_SOCKETS, 65_535 if zmq.zmq_version_info() >= (4, 3) else 1023)
         self._identity = identity.encode()
         self._heartbeats = heartbeats
+        self._exchange = exchange
+        if exchange is not None:
+            self.memory = exchange.memory
+        self._transports: dict[int, str] = {}  # by the node that we connected to
         self._router: zmq.Socket[bytes] | None = None
         self._dealers: dict[int, zmq.Socket[bytes]] = {}
         self._monitors: dict[int, zmq.Socket[bytes]] = {}
@@ -52,6 +63,10 @@ class ZmqVan(Van):
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poll = select.poll()
         self._poll.register(self._wakeup, select.POLLIN)
+        if exchange is not None:
+            self._poll.register(exchange.fileno(), select.POLLIN)
+        self._offered = False  # whether the exchange has something to receive; set by the thread in ``wait``
+        self._tidy_at = 0.0  # when it has memory to give back, by time.monotonic; likewise
 
     # -- connections --------------------------------------------------------------------------------------------------
 
@@ -86,6 +101,11 @@ class ZmqVan(Van):
         self._register(dealer)
         self._register(monitor)
         self._nodes[dealer] = self._nodes[monitor] = node
+        scheme = address.partition(":")[0]
+        incarnation = os.path.basename(address).removesuffix(".sock")
+        shares = self._exchange is not None and scheme == "ipc" and self._exchange.meet(node, incarnation)
+        self._transports[node] = "shm" if shares else scheme
+        log.info("%s is reached by %s", ids.name_of(node), self._transports[node])
         dealer.connect(address)
         self.wake()  # a thread that polls does not know the new descriptors
         return node
@@ -94,6 +114,8 @@ class ZmqVan(Van):
         dealer = self._dealers.pop(node, None)
         if dealer is None:
             return
+        if self._exchange is not None:
+            self._exchange.part(node)
         monitor = self._monitors.pop(node)
         for sock in (dealer, monitor):
             self._poll.unregister(_fd(sock))
@@ -125,7 +147,7 @@ class ZmqVan(Van):
     # -- messages -----------------------------------------------------------------------------------------------------
 
     def send(self, link: Link, message: Message) -> bool:
-        frames = encode(message)
+        frames = encode(message, self._place(link, message))
         sock = self._router if isinstance(link, bytes) else self._dealers.get(link)
         if sock is None:
             return False
@@ -144,11 +166,18 @@ class ZmqVan(Van):
             self.wake()
         return True
 
+    def _place(self, link: Link, message: Message) -> Callable[[Array], Place | None] | None:
+        """What finds arrays in our memory for this peer, if it may read them there."""
+        if self._exchange is None or message.flags & Flag.BY_VALUE or not self._exchange.shares(link):
+            return None
+        return partial(self._exchange.place, link)
+
     def receive(self) -> VanEvent | None:
         while True:
             if not self._ready:
                 self._ready = [sock for sock, _ in zmq_poll(self._watched, 0)]  # type: ignore[misc]
                 if not self._ready:
+                    self._keep_memory()
                     return None
             sock = self._ready.pop()
             if (event := self._read(sock)) is not None:
@@ -163,19 +192,46 @@ class ZmqVan(Van):
             frames.append(frame)
         node = self._nodes.get(sock)
         if node is None:
-            return _decoded(frames[0].bytes, frames[1:])
+            return self._decoded(frames[0].bytes, frames[1:])
         if sock is self._dealers[node]:
-            return _decoded(node, frames)
+            return self._decoded(node, frames)
         event = parse_monitor_message([f.bytes for f in frames])["event"]
         return LinkUp(node) if event == _UP else LinkDown(node) if event == _DOWN else None
+
+    def _decoded(self, link: Link, frames: Sequence[Any]) -> VanEvent:
+        try:
+            find = None if self._exchange is None else self._exchange.find
+            return Received(link, decode([frame.buffer for frame in frames], find))
+        except ProtocolError as error:
+            return Rejected(link, str(error))
+
+    def transport(self, link: Link) -> str:
+        return self._transports.get(link, "zmq") if isinstance(link, int) else "zmq"
+
+    def _keep_memory(self) -> None:
+        """Take in what peers have offered, give back what was not needed for long; when there is nothing else to do."""
+        if self._exchange is None:
+            return
+        if self._offered:
+            self._offered = False
+            self._exchange.receive()
+        if self._tidy_at and time.monotonic() >= self._tidy_at:
+            self._tidy_at = 0.0
+            self._exchange.tidy()
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 
     def wait(self, timeout: float | None) -> None:
         # The descriptors are edge triggered: the caller has received until None before it comes here.
+        if self._exchange is not None and (due := self._exchange.next_tidy()) is not None:
+            self._tidy_at = time.monotonic() + due
+            timeout = due if timeout is None else min(due, timeout)
         ready = self._poll.poll(None if timeout is None else max(timeout, 0) * 1000)
-        if any(fd == self._wakeup for fd, _ in ready):
-            os.eventfd_read(self._wakeup)
+        for fd, _ in ready:
+            if fd == self._wakeup:
+                os.eventfd_read(self._wakeup)
+            elif self._exchange is not None and fd == self._exchange.fileno():
+                self._offered = True
 
     def wake(self) -> None:
         os.eventfd_write(self._wakeup, 1)
@@ -193,6 +249,8 @@ class ZmqVan(Van):
         if self._router is not None:
             self._router.close(linger=int(linger * 1000))
             self._router = None
+        if self._exchange is not None:
+            self._exchange.close()
         self._context.term()  # returns when everything queued has left, or after linger
         os.close(self._wakeup)
 
@@ -201,10 +259,3 @@ def _fd(sock: zmq.Socket[bytes]) -> int:
     fd = sock.getsockopt(zmq.FD)
     assert isinstance(fd, int)
     return fd
-
-
-def _decoded(link: Link, frames: Sequence[Any]) -> VanEvent:
-    try:
-        return Received(link, decode([frame.buffer for frame in frames]))
-    except ProtocolError as error:
-        return Rejected(link, str(error))

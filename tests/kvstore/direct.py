@@ -86,6 +86,12 @@ class Office:
     def after(self, callback: Callable[[], None]) -> None:
         callback()
 
+    def later(self, callback: Callable[[], None]) -> None:
+        callback()
+
+    def progress(self) -> None:
+        pass
+
     def check(self) -> None:
         pass
 

@@ -1,0 +1,102 @@
+"""What a process has in shared memory, and which of its peers may read it there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from pslite.wire import Array, Lease, Link, Place
+
+from .arena import Arena
+from .channel import Channel
+
+
+def path_in(directory: str, incarnation: str) -> str:
+    """Where a process of a job finds another one's channel."""
+    return f"{directory}/{incarnation}.shm"
+
+
+class _Peer:
+    """A process that a link leads to. Changed under the postoffice's lock only."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        # Who shares no memory, or sees another file system, has no socket there. It was made before the link was.
+        self.shares = os.path.exists(path)
+        self.offered: set[int] = set()  # our segments that it has
+
+
+class Exchange:
+    """Places in memory instead of bytes in messages, for peers that have the job's directory in common.
+
+    Used under the postoffice's lock only, but for ``memory``. ``incarnation``: 16 hexadecimal digits.
+    """
+
+    def __init__(self, directory: str, incarnation: str, clock: Callable[[], float]) -> None:
+        self.memory = Arena(clock)
+        self._clock = clock
+        self._directory = directory
+        self._channel = Channel(path_in(directory, incarnation), int(incarnation, 16))
+        self._peers: dict[Link, _Peer] = {}
+
+    def fileno(self) -> int:
+        """Readable when ``receive`` has something to do."""
+        return self._channel.fileno()
+
+    def meet(self, link: Link, incarnation: str) -> bool:
+        """A connection to this process was made: whether it shares memory with us."""
+        peer = self._peers[link] = _Peer(path_in(self._directory, incarnation))
+        return peer.shares
+
+    def part(self, link: Link) -> None:
+        """The connection is given up."""
+        self._peers.pop(link, None)
+
+    def shares(self, link: Link) -> bool:
+        """Whether the peer behind a link reads our memory. An incoming link names its peer's incarnation."""
+        peer = self._peers.get(link)
+        if peer is not None:
+            return peer.shares
+        return isinstance(link, bytes) and self.meet(link, link.decode(errors="replace").rpartition("/")[2])
+
+    def place(self, link: Link, array: Array) -> Place | None:
+        """Where the peer, which ``shares``, finds an array; None if its bytes must be sent."""
+        location = self.memory.locate(array)
+        if location is None:
+            return None
+        peer, segment = self._peers[link], location.segment
+        if segment not in peer.offered:
+            if not self._channel.offer(peer.path, segment, self.memory.fd(segment), self.memory.size(segment)):
+                return None
+            peer.offered.add(segment)
+        return location
+
+    def find(self, incarnation: int, place: Place, nbytes: int) -> tuple[memoryview, Lease] | None:
+        """The bytes of a peer's array, and whether they still are those of this place; None if there is none such."""
+        segment, offset, header, generation = place
+        view = self._channel.view(incarnation, segment, offset, nbytes)
+        if view is None or self._channel.generation(incarnation, segment, header) is None:
+            return None
+        return view, lambda: self._channel.generation(incarnation, segment, header) == generation
+
+    def receive(self) -> None:
+        """Take in what peers have offered and withdrawn."""
+        self._channel.receive()
+
+    def next_tidy(self) -> float | None:
+        """Seconds until there may be memory to give back."""
+        due = self.memory.next_tidy()
+        return None if due is None else max(0.0, due - self._clock())
+
+    def tidy(self) -> None:
+        """Give back memory that has not been needed for a while."""
+        gone = self.memory.tidy()
+        for peer in self._peers.values() if gone else ():
+            mine = [segment for segment in gone if segment in peer.offered]
+            if mine:
+                self._channel.withdraw(peer.path, mine)
+
+    def close(self) -> None:
+        """Give everything back; arrays that are in use stay valid."""
+        self._channel.close()
+        self.memory.close()
