@@ -105,7 +105,7 @@ class LocalStore(KVStore):
         # Rows are never compressed: what was held back waits for a dense push.
         if isinstance(contents[0], Rows) or (self._compression.codec is None and not self._compression.feedback):
             traffic.push += sum(content.nbytes for content in contents)
-            return summed(contents, spec)
+            return contents[0] if len(contents) == 1 else summed(contents, spec)  # a value copies what it gets
         with self._compression.all_or_nothing([key]):
             return summed(self._arrived(key, contents), spec)
 

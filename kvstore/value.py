@@ -1,7 +1,8 @@
 """A key's value with everything that belongs to it, and how pushes change it: the same on servers and in local stores.
 
-A dense value is never changed in place: an update writes into another array, because readers may still hold the last
-one. A row-sparse value is a table that is changed in place, row by row; readers get copies of rows.
+A dense value is never changed in place: an update writes into the other of its two arrays, because readers may still
+hold the last one. Both come from a ``Memory``. A row-sparse value is a table that is changed in place, row by row;
+readers get copies of rows.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pslite.errors import CheckpointError
 from .arrays import Array, accumulate, widen
 from .checkpoint.unit import PULLED, SENT, SLOT, VALUE, Unit
 from .compression import Codec, Feedback
+from .memory import PLAIN, Memory
 from .optimizer.base import State
 from .pages import in_small_pages, lazy_zeros
 from .rows import Content, Ids, Rows, as_dense, dense, merge, rows_with_bits, scatter
@@ -25,7 +27,6 @@ from .rules import Change, Rule
 from .spec import Spec
 
 _FLOAT32 = CODES["float32"]
-COPY_BELOW = 16 * 1024  # bytes: a small value is copied out of the message that it came in and would keep alive
 
 
 @dataclass(slots=True, eq=False)
@@ -33,23 +34,27 @@ class Value:
     """One unit: what a server or a local store keeps for a key. Its owner's lock or thread guards it."""
 
     spec: Spec
-    data: Array
+    data: Array  # an array of ``memory``, as is ``spare``; or a table
+    memory: Memory = PLAIN
     version: int = 0  # changes of the value
     state: State = field(default_factory=dict)  # the optimizer's slots
     count: int = 0  # updates that the rule has made of this key
     rule: Rule | None = None  # whose slots and count these are
-    spare: Array | None = None  # the last value but one: written to again when nobody reads it any more
+    spare: Array | None = None  # the last value but one: the next is written there if nobody in this process reads it
     sent: Feedback | None = None  # of compressed pulls: what all of them have left out so far
     code: tuple[int, Codec | None, list[Array]] | None = None  # the last one sent: version, codec (None: it is decoded)
     filled: Ids | None = None  # of a table: the other rows are zero. None: any may be something else
 
     @staticmethod
-    def create(spec: Spec, content: Content) -> Value:
-        """A new value, in memory of its own; a row-sparse one has these rows and is zero elsewhere."""
+    def create(spec: Spec, content: Content, memory: Memory = PLAIN) -> Value:
+        """A new value, a copy; a row-sparse one has these rows, is zero elsewhere, and never in ``memory``."""
         spec.check(content, spec.code)
-        if not isinstance(content, Rows):
-            return Value(spec, content.copy())
-        return Value(spec, dense(content, spec.shape), filled=content.ids.copy())
+        if isinstance(content, Rows):
+            return Value(spec, dense(content, spec.shape), filled=content.ids.copy())
+        value = Value(spec, np.empty(0), memory)
+        value.data = value._new()
+        np.copyto(value.data, content)
+        return value
 
     def read(self, ids: Ids | None = None) -> Array:
         """The whole value, or copies of some rows."""
@@ -105,19 +110,28 @@ class Value:
         check_unit(self.spec, unit, rule)
         self.state = {}  # first: there is not always memory for two tables
         if VALUE in unit.arrays:
-            self.data = np.empty(0)
-            self.spare = self.code = self.sent = None
-        arrays = {name: _whole(array, unit.ids, self.spec.shape) for name, array in unit.arrays.items()}
+            self.code = self.sent = None
+            self._become(unit.arrays[VALUE], unit.ids)
+        others = {name: array for name, array in unit.arrays.items() if name != VALUE}
+        arrays = {name: _whole(array, unit.ids, self.spec.shape) for name, array in others.items()}
         self.state = {name.removeprefix(SLOT): array for name, array in arrays.items() if name.startswith(SLOT)}
         self.count, self.rule = unit.count, rule if unit.count or self.state else None
-        if VALUE in arrays:
-            self.data, self.version = arrays[VALUE], unit.version
+        if VALUE in unit.arrays:
+            self.version = unit.version
             self.filled = unit.ids if not self.state else None
             if SENT in arrays:
                 self.sent = Feedback(self.spec.shape)
                 self.sent.residual[...] = arrays[SENT]
             if PULLED in arrays:
                 self.code = self.version, None, [arrays[PULLED]]
+
+    def _become(self, data: Array, ids: Ids | None) -> None:
+        if self.spec.sparse:
+            self.data = np.empty(0)
+            self.data = _whole(data, ids, self.spec.shape)
+        else:
+            np.copyto(self._target(), data if ids is None else _whole(data, ids, self.spec.shape))
+            self._swap()
 
     # -- a round ------------------------------------------------------------------------------------------------------
 
@@ -133,26 +147,26 @@ class Value:
         self.version += 1
 
     def _merged(self, contents: Sequence[Content], wide: bool = False, out: Array | None = None) -> Content:
-        """The sum of all contributions: rows if all are rows. One alone is not copied."""
+        """The sum of all contributions: rows if all are rows, else in ``out``, if given. One alone is not copied."""
         rows = [content for content in contents if isinstance(content, Rows)]
         if len(rows) == len(contents):
             return merge(rows, self.spec.code, wide)
         arrays = [as_dense(content, self.spec.shape) for content in contents]
-        if len(arrays) == 1:
+        if len(arrays) == 1 and out is None:
             return widen(arrays[0], self.spec.code) if wide else arrays[0]
         return accumulate(arrays, self.spec.code, out, wide=wide)
 
     def _assign(self, contents: Sequence[Content]) -> None:
+        merged = self._merged(contents, out=None if self.spec.sparse else self._target())
         if self.spec.sparse:
-            rows = self._merged(contents)
-            assert isinstance(rows, Rows)
-            self._assign_rows(rows)
+            assert isinstance(merged, Rows)
+            self._assign_rows(merged)
             return
-        merged = self._merged(contents, out=self._free() if len(contents) > 1 else None)
-        data = as_dense(merged, self.spec.shape)
-        if data is merged and len(contents) == 1 and data.nbytes < COPY_BELOW:
-            data = data.copy()
-        self._swap(data)
+        if isinstance(merged, Rows):
+            target = self._target()
+            target[...] = 0
+            scatter(merged, target)
+        self._swap()
 
     def _assign_rows(self, rows: Rows) -> None:
         """What the table holds is these rows and nothing else; costs as much as the rows there were and are."""
@@ -177,13 +191,13 @@ class Value:
     def _update_all(self, received: Array, rule: Rule, rank: int) -> None:
         state = self.state if rule.trusted else {name: slot.copy() for name, slot in self.state.items()}
         in_place = self.spec.sparse and rule.trusted
-        target = self.data if in_place else self._free()
+        target = self.data if in_place else self._target()
         if not in_place:
             np.copyto(target, self.data)
         rule.apply(Change(self.spec, received, target, state, self.count + 1, rank))
         self.state = state
         if not in_place:
-            self._swap(target)
+            self._swap()
 
     def _update_rows(self, rows: Rows, rule: Rule, rank: int) -> None:
         """Update only these rows, and only their part of the state, on copies."""
@@ -193,13 +207,13 @@ class Value:
         rule.apply(Change(self.spec, rows.data, part, state, self.count + 1, rank, ids))
         target = self.data
         if not self.spec.sparse:
-            target = self._free()
+            target = self._target()
             np.copyto(target, self.data)
         target[ids] = part
         for name, slot in state.items():
             self.state[name][ids] = slot
         if not self.spec.sparse:
-            self._swap(target)
+            self._swap()
 
     def _adopt(self, rule: Rule) -> None:
         """Start with another rule: afresh, or with the slots that there are if only hyper-parameters have changed."""
@@ -213,15 +227,24 @@ class Value:
         slots = rule.create_state(self.spec, self.data)
         return {name: in_small_pages(slot) for name, slot in slots.items()} if self.spec.sparse else slots
 
-    def _swap(self, data: Array) -> None:
-        self.data, self.spare = data, self.data
-
-    def _free(self) -> Array:
-        """An array to write the next value into: the spare one, if no reply reads it any more."""
+    def _target(self) -> Array:
+        """``spare``, to write the next value into, or a new one if a reply still reads it; then ``_swap``."""
         spare, self.spare = self.spare, None
-        if spare is not None and spare.base is None and spare.flags.writeable and sys.getrefcount(spare) == _ALONE:
-            return spare
-        return np.empty_like(self.data, order="C", subok=False)
+        if spare is not None and sys.getrefcount(spare) == _ALONE:
+            self.memory.renew(spare)
+        else:
+            spare = self._new()
+        self.spare = spare  # also if the update fails: a value has two arrays, not more
+        return spare
+
+    def _swap(self) -> None:
+        assert self.spare is not None, "nothing was written"
+        self.data, self.spare = self.spare, self.data
+
+    def _new(self) -> Array:
+        array = self.memory.empty(self.spec.shape, storage(self.spec.code))
+        assert not isinstance(array.base, np.ndarray), "its views would refer to its base, and could not be counted"
+        return array
 
 
 def check_unit(spec: Spec, unit: Unit, rule: Rule | None) -> None:
