@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import abc
+import operator
 import os
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
+from pslite.dtypes import code_named, storage
 from pslite.errors import ConfigError, KeyTypeError, UnknownKeyError
+from pslite.memory import PLAIN, Memory
 
+from .arrays import typed
 from .handle import Handle
 from .keys import Group, Key, checked, group, keys_of
 from .optimizer.base import Optimizer
@@ -34,9 +39,27 @@ class KVStore(KVStoreBase, abc.ABC):
 
     def __init__(self, name: str) -> None:
         self._type = name
+        self._memory: Memory = PLAIN  # where ``empty`` makes arrays
         self._key_type: type | None = None  # of all keys, set by the first init
 
     # -- keys and values ----------------------------------------------------------------------------------------------
+
+    def empty(self, shape: Any, dtype: Any = "float32") -> Any:
+        """A new array with arbitrary contents, in memory that the servers of this host can read: a push of this very
+        array, not of a view or a list, copies nothing.
+
+        It is lent then: read-only, until the push's handle is done or the key is pulled. Where there is no such memory
+        it is an ordinary array, which a push copies. ``shape``: an int, or ints. Raises ConfigError, DTypeError.
+        """
+        code = code_named(dtype)
+        return typed(self._memory.empty(_shape(shape), storage(code)), code)
+
+    def zeros(self, shape: Any, dtype: Any = "float32") -> Any:
+        """Like ``empty``, filled with zeros."""
+        code = code_named(dtype)
+        data = self._memory.empty(_shape(shape), storage(code))
+        data.fill(0)
+        return typed(data, code)
 
     @abc.abstractmethod
     def init(self, key: Any, value: Any) -> None:
@@ -271,3 +294,14 @@ def check_priority(priority: Any) -> None:
     """Raise ConfigError unless it can travel."""
     if not (isinstance(priority, (int, np.integer)) and -(2**63) <= priority < 2**63):
         raise ConfigError(name="priority", value=f"{priority!r:.80}", allowed="give an integer of 64 bits, as -index")
+
+
+def _shape(shape: Any) -> tuple[int, ...]:
+    """The shape of a new array."""
+    try:
+        dimensions = tuple(map(operator.index, shape if isinstance(shape, Iterable) else [shape]))
+    except TypeError:
+        dimensions = (-1,)
+    if any(dimension < 0 for dimension in dimensions):
+        raise ConfigError(name="shape", value=f"{shape!r:.80}", allowed="give an integer from 0 on, or several")
+    return dimensions

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from pslite.dtypes import storage
 from pslite.errors import ConfigError, ShapeError, StorageError
+from pslite.memory import PLAIN, Memory
 
 from .arrays import Array, Tensor, accumulate, check_out, is_array, read, write
 from .devices import device_sum
@@ -50,12 +52,13 @@ def checked(g: Group, spec: Spec, apart: bool = False) -> list[Content]:
     return contents
 
 
-def summed(contents: Sequence[Content], spec: Spec) -> Content:
+def summed(contents: Sequence[Content], spec: Spec, memory: Memory = PLAIN) -> Content:
     """The sum over the devices, from left to right, in memory of its own."""
     rows = [content for content in contents if isinstance(content, Rows)]
     if rows:
         return merge(rows, spec.code)
-    return accumulate([content for content in contents if not isinstance(content, Rows)], spec.code)
+    arrays = [content for content in contents if not isinstance(content, Rows)]
+    return accumulate(arrays, spec.code, memory.empty(spec.shape, storage(spec.code)))
 
 
 def check_outs(groups: Sequence[Group], specs: dict[Key, Spec], ignore_sparse: bool) -> list[Group]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 
-from pslite import SERVER_GROUP, Flag, KVPairs, Postoffice, Request
+from pslite import SERVER_GROUP, Flag, KVPairs, Postoffice, Request, name_of
 from pslite.dtypes import NAMES, storage
 from pslite.errors import (
     ConfigError,
@@ -22,7 +22,9 @@ from pslite.errors import (
     ShapeError,
     StorageError,
 )
+from pslite.memory import PLAIN
 
+from .arrays import Array
 from .base import check_priority
 from .checkpoint.files import Held, Settings, opened, save
 from .commands import DATA, INIT
@@ -31,6 +33,7 @@ from .compression import Codec
 from .contents import check_outs, checked, read_content, rows_wanted, summed
 from .handle import Handle
 from .keys import Group, Key, group
+from .lending import Lending, lendable
 from .member import Member
 from .optimizer.base import Optimizer
 from .records import Planner, Record
@@ -70,6 +73,7 @@ class DistStore(Member):
         self._planner = Planner(office.server_key_ranges(), office.config.bigarray_bound)
         self._ahead: dict[Key, list[Request]] = {}  # pushes that are not applied yet
         self._compression = Compression()
+        self._lending = Lending()
         self._rule: Rule | None = None  # as set by this worker
         self._told: Any = None  # the optimizer's hyper-parameters, as the servers know them from this worker
         self._changes = 0  # of hyper-parameters, told so far
@@ -161,7 +165,7 @@ class DistStore(Member):
             return Filling(list(records), _is_list(key), records, outs, self._pull_codec())
 
         if len(outs) == len(groups):
-            handle = self._push(groups, priority, Flag.PUSH | Flag.PULL, filling)
+            handle = self._push(groups, priority, Flag.PUSH | Flag.PULL, filling, outs)
         else:  # the others' outs are row-sparse: nothing comes back for them
             self._push(groups, priority, Flag.PUSH, None)
             with self._lock:
@@ -182,16 +186,23 @@ class DistStore(Member):
             handle = self._send(list(records), items, Flag.PULL, priority, finish=finish)
         return self._waited(handle) if wait else handle
 
-    def _push(self, groups: list[Group], priority: int, flags: int, filling: Callable[[], Filling] | None) -> Handle:
-        """Send what is pushed; ``filling`` makes what takes in the answer, under the lock."""
+    def _push(self, groups: list[Group], priority: int, flags: int, filling: Callable[[], Filling] | None,
+              outs: Sequence[Group] = ()) -> Handle:  # fmt: skip
+        """Send what is pushed; ``filling`` makes what takes in the answer into ``outs``, under the lock."""
         check_priority(priority)  # before anything is counted, or held back by compression
         self._raise_failed()
         self._wait_for_room(groups)
         with self._pushing, self._lock:
             self._check_closing()
             self._tell_changes()
+            records = [self._records[g.key] for g in groups]
+            contents = [checked(g, record.spec) for g, record in zip(groups, records, strict=True)]
+            items, lent = self._merged(records, contents, outs)
             take, finish = _steps(None if filling is None else filling())
-            handle = self._send([g.key for g in groups], self._merged(groups), flags, priority, take, finish)
+            if lent:
+                finish = self._lending.lend(lent, finish)
+            handle = self._send([g.key for g in groups], items, flags, priority, take, finish)
+            self._lending.reclaim(outs)
             self._in_flight.append(handle)
         return handle
 
@@ -200,24 +211,27 @@ class DistStore(Member):
         items = [item for record in records.values() for item in wanted(record)]
         return self._send(list(records), items, Flag.PULL, priority, *_steps(filling))
 
-    def _merged(self, groups: list[Group]) -> Iterable[Item]:
-        """The sum over the devices of each key, cut into pieces: checked now, made as they are asked for.
+    def _merged(
+        self, records: list[Record], contents: list[list[Content]], outs: Sequence[Group]
+    ) -> tuple[Iterable[Item], list[tuple[Array, Key]]]:
+        """The sum over the devices of each key, cut into pieces that are made as they are asked for, and what is lent.
 
-        In fresh arrays: the caller's may change when the call returns.
+        They are in fresh arrays, since the caller's may change when the call returns, unless they are lent.
         """
-        records = [self._records[g.key] for g in groups]
-        contents = [checked(g, record.spec) for g, record in zip(groups, records, strict=True)]
         codec = self._compression.codec
-        if codec is not None:
-            for record, own in zip(records, contents, strict=True):
-                self._compression.check(record.spec, own)
-            if not codec.trusted:  # it may fail at any key: then nothing is sent
-                return self._all_coded(records, contents)
-        return self._coded_in_turn(records, contents)
-
-    def _coded_in_turn(self, records: list[Record], contents: list[list[Content]]) -> Iterator[Item]:
+        if codec is None:
+            lent = [] if self._compression.feedback else lendable(self._office.memory, records, contents, outs)
+            return self._coded_in_turn(records, contents, {key for _, key in lent}), lent
         for record, own in zip(records, contents, strict=True):
-            items = self._coded(record, summed(own, record.spec))
+            self._compression.check(record.spec, own)
+        if codec.trusted:
+            return self._coded_in_turn(records, contents, set()), []
+        return self._all_coded(records, contents), []  # it may fail at any key: then nothing is sent
+
+    def _coded_in_turn(self, records: list[Record], contents: list[list[Content]], lent: set[Key]) -> Iterator[Item]:
+        memory = self._office.memory if self._compression.codec is None else PLAIN
+        for record, own in zip(records, contents, strict=True):
+            items = self._coded(record, own[0] if record.key in lent else summed(own, record.spec, memory))
             record.pushes += 1
             yield from items
 
@@ -249,6 +263,7 @@ class DistStore(Member):
 
     def _outs(self, key: Any, out: Any, ignore_sparse: bool) -> list[Group]:
         groups = self._groups(key, out, self._records, "out")
+        self._lending.reclaim(groups)
         return check_outs(groups, {g.key: self._records[g.key].spec for g in groups}, ignore_sparse)
 
     def _send(self, keys: list[Key], items: Iterable[Item], flags: int, priority: int, take: Take | None = None,
@@ -473,7 +488,9 @@ class DistStore(Member):
 
     def stats(self) -> dict[str, Any]:
         with self._lock:
-            return {"keys": {k: record.traffic.to_dict() for k, record in self._records.items()}}
+            keys = {k: record.traffic.to_dict() for k, record in self._records.items()}
+        servers = self._office.node_ids(SERVER_GROUP)
+        return {"keys": keys, "transport": {name_of(node): self._office.transport(node) for node in servers}}
 
 
 def _compare(mine: Spec, theirs: Spec) -> None:

@@ -15,11 +15,11 @@ import numpy as np
 
 from pslite.dtypes import CODES, storage
 from pslite.errors import CheckpointError
+from pslite.memory import PLAIN, Memory
 
 from .arrays import Array, accumulate, widen
 from .checkpoint.unit import PULLED, SENT, SLOT, VALUE, Unit
 from .compression import Codec, Feedback
-from .memory import PLAIN, Memory
 from .optimizer.base import State
 from .pages import in_small_pages, lazy_zeros
 from .rows import Content, Ids, Rows, as_dense, dense, merge, rows_with_bits, scatter

@@ -50,3 +50,14 @@ def code_of(dtype: np.dtype[np.generic], key: object = "") -> int:
     if code is None:
         raise DTypeError(key=str(key), got=str(dtype), expected="one of " + ", ".join(NAMES))
     return code
+
+
+def code_named(dtype: object) -> int:
+    """The code of what numpy takes for a dtype, or of 'bfloat16'; raises DTypeError."""
+    if dtype == "bfloat16":
+        return BFLOAT16
+    try:
+        found = np.dtype(dtype)  # type: ignore[call-overload]
+    except TypeError:
+        raise DTypeError(key="", got=f"{dtype!r:.80}", expected="one of " + ", ".join(NAMES)) from None
+    return code_of(found)

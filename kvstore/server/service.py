@@ -33,7 +33,7 @@ class Service:
     def __init__(self, office: Postoffice) -> None:
         self._office = office
         self._profile = Profile(office.node)
-        self.store = Store(office.num_workers, self._profile.apply)
+        self.store = Store(office.num_workers, self._profile.apply, office.memory)
         self._data = KVServer(DATA_APP, office)
         office.on_peer_ended(self._on_peer_ended)
         office.on_parked(lambda message: self.store.missing(lambda token: token.message is message))
@@ -152,8 +152,10 @@ def _contents(meta: KVMeta, pairs: KVPairs) -> list[tuple[Content | Coded, int]]
         if kind == WHOLE and len(arrays) == 1:
             found.append((arrays[0], own[0]))
         elif kind == ROWS and len(arrays) == 2:
-            found.append((Rows(arrays[0], arrays[1]), own[1]))
+            # What a peer could change after it was checked is copied before.
+            found.append((Rows(arrays[0].copy() if pairs.lent else arrays[0], arrays[1]), own[1]))
         elif kind == CODED and codec is not None:
+            arrays = [array.copy() for array in arrays] if pairs.lent else arrays
             found.append((Coded(codec, arrays, number), CODES["float32"]))
         else:
             raise ProtocolError(f"a value of kind {kind} in {len(arrays)} arrays")
@@ -168,7 +170,7 @@ def _wanted(pairs: KVPairs) -> list[Ids | None]:
     for kind, arrays in zip(pairs.kinds.tolist(), _arrays(pairs), strict=True):
         if kind not in (WHOLE, ROWS) or len(arrays) != (kind == ROWS):
             raise ProtocolError(f"a pull of kind {kind} with {len(arrays)} arrays")
-        wanted.append(arrays[0] if arrays else None)
+        wanted.append(None if not arrays else arrays[0].copy() if pairs.lent else arrays[0])
     return wanted
 
 

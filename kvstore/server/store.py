@@ -25,6 +25,7 @@ from kvstore.spec import Spec
 from kvstore.value import Value
 from pslite.dtypes import code_of
 from pslite.errors import DuplicateKeyError, PeerError, PSError, UnknownKeyError, WorkerFinished, WorkerLeft
+from pslite.memory import PLAIN, Memory
 
 from .meeting import Meeting
 from .settings import Settings
@@ -74,10 +75,11 @@ Apply = Callable[[Value, Sequence[Content], Rule | None, int], None]
 
 
 class Store:
-    """All keys of one server. ``apply`` runs for each round, in place of ``Value.apply``."""
+    """All keys of one server. ``apply`` runs for each round, in place of ``Value.apply``; ``memory`` has the values."""
 
-    def __init__(self, num_workers: int, apply: Apply = Value.apply) -> None:
+    def __init__(self, num_workers: int, apply: Apply = Value.apply, memory: Memory = PLAIN) -> None:
         self._apply_to = apply
+        self._memory = memory
         self.parked = 0  # contributions in all queues
         self._entries: dict[int, Entry] = {}  # by key on the wire
         self._members = set(range(num_workers))  # ranks that every round needs
@@ -98,7 +100,7 @@ class Store:
             ticket.error = DuplicateKeyError(key=taken)
             return [ticket]
         try:
-            entries = {wire: Entry(Value.create(n.spec, n.content), n.split) for wire, n in new.items()}
+            entries = {wire: Entry(Value.create(n.spec, n.content, self._memory), n.split) for wire, n in new.items()}
         except PSError as error:
             ticket.error = error
             return [ticket]

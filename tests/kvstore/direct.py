@@ -18,6 +18,7 @@ from kvstore.dist import DistStore
 from kvstore.server.service import Service
 from pslite import Config, ids, wire
 from pslite.errors import PSError, WorkerFinished, WorkerLeft
+from pslite.memory import PLAIN
 from pslite.postoffice.placement import key_ranges
 from pslite.wire import Kind, Message, Op
 
@@ -28,6 +29,10 @@ class Office:
     """What ``DistStore`` and ``Service`` use of a Postoffice."""
 
     forked = False
+    memory = PLAIN
+
+    def transport(self, node: int) -> str:
+        return "direct"
 
     def __init__(self, cluster: Cluster, role: str, rank: int) -> None:
         self.config = cluster.config

@@ -10,13 +10,13 @@ import pytest
 import kvstore
 from kvstore.arrays import Array
 from kvstore.checkpoint.unit import VALUE, Unit
-from kvstore.memory import PLAIN
 from kvstore.rows import Content, Rows
 from kvstore.rules import OptimizerRule, Rule, UpdaterRule
 from kvstore.sparse import row_sparse_array
 from kvstore.spec import Spec
 from kvstore.value import Value
 from pslite.dtypes import CODES, NAMES, storage
+from pslite.memory import PLAIN
 
 Where = list[tuple[str, int]]
 
