@@ -130,9 +130,9 @@ class Arena:
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """A new C-contiguous array with arbitrary contents, as ``np.empty`` makes it.
 
-        It is an ordinary one, of which ``locate`` knows nothing, if it has no bytes, holds Python objects, or if the
-        system refuses another segment. One of a dtype that numpy does not define (ml_dtypes) is a view: ``locate`` knows
-        it, ``holds`` does not.
+        It is an ordinary one, which ``locate`` does not know, if it has no bytes, holds Python objects, or if the
+        system refuses another segment. A structured one, or one of a dtype that numpy does not define (ml_dtypes), is a
+        view: ``locate`` knows it, ``holds`` does not.
         """
         dtype = np.dtype(dtype)
         nbytes = int(math.prod(shape)) * dtype.itemsize
@@ -217,6 +217,7 @@ class Arena:
             for segment in self._segments.values():
                 os.close(segment.fd)
             self._segments.clear()
+            self._used = 0
 
     # -- under the lock ----------------------------------------------------------------------------------------------
 
@@ -259,7 +260,8 @@ class Arena:
             segment.words[header // _WORD] = 0
             segment.extents.give(header, nbytes)
             self._used -= nbytes
-            segment.idle_since = self._clock()
+            if segment.extents.empty:
+                segment.idle_since = self._clock()
 
     def _stamp(self, segment: _Segment, header: int) -> None:
         self._generation += 1

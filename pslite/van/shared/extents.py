@@ -7,9 +7,6 @@ most likely to be in a cache (Wilson et al., Dynamic Storage Allocation, IWMM'95
 from __future__ import annotations
 
 import bisect
-from operator import itemgetter
-
-_NBYTES = itemgetter(0)
 
 
 class Extents:
@@ -30,7 +27,7 @@ class Extents:
 
     def take(self, nbytes: int) -> int | None:
         """The offset of ``nbytes`` that are taken from now on; None if no free extent is large enough."""
-        i = bisect.bisect_left(self._by_size, nbytes, key=_NBYTES)
+        i = bisect.bisect_left(self._by_size, (nbytes, -self._frees - 1, 0))  # sorts before all of this size
         if i == len(self._by_size):
             return None
         found, order, offset = self._by_size[i]
