@@ -37,7 +37,7 @@ _FD = struct.Struct("i")
 # More than a peer may send: what does not fit the kernel closes, what does is closed here.
 _ANCILLARY = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_SPACE(8 * _FD.size)
 
-_logger = logging.getLogger(__name__)
+log = logging.getLogger("pslite")
 
 
 class _Refused(Exception):
@@ -111,7 +111,7 @@ class Channel:
         try:
             self._socket.sendmsg([head, body], ancillary, socket.MSG_DONTWAIT, peer_path)
         except OSError as error:  # full, gone, no memory, too many descriptors in flight: all the same to the caller
-            _logger.debug("nothing sent to %s: %s", peer_path, error)
+            log.debug("nothing sent to %s: %s", peer_path, error)
             return False
         return True
 
@@ -131,7 +131,7 @@ class Channel:
                 self._accept(data, ancillary, flags, fds)
             except (_Refused, OSError) as error:
                 self.refused += 1
-                _logger.debug("datagram refused: %s", error)
+                log.debug("datagram refused: %s", error)
             finally:
                 for fd in fds:
                     os.close(fd)
