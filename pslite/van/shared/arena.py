@@ -1,8 +1,9 @@
 """Memory of this process that others may read: arrays in sealed memfds.
 
 A block is a header of 64 bytes and an array's data. The first word of the header is the block's generation, a number
-that the arena uses once: who finds the same before and after copying has read one version (the reader's side of a
-seqlock: Boehm, Can Seqlocks Get Along With Programming Language Memory Models?, MSPC'12).
+that the arena uses once. The owner changes it before it writes, and tells it to others when it has written: a reader
+who still finds it after copying has copied what was written then (as with a seqlock: Boehm, Can Seqlocks Get Along With
+Programming Language Memory Models?, MSPC'12).
 """
 
 from __future__ import annotations
@@ -154,7 +155,10 @@ class Arena:
             self._fence()
 
     def locate(self, array: npt.NDArray[Any]) -> Location | None:
-        """Where the array's data are; None if it is not C-contiguous, or not in this arena."""
+        """Where the array's data are; None if it is not C-contiguous, or not in this arena.
+
+        To be told to others when the array is written: the generation stands for what it holds from now on.
+        """
         block = self._block(array)
         if block is None or not array.flags.c_contiguous:
             return None

@@ -185,7 +185,8 @@ class Channel:
     def generation(self, incarnation: int, segment: int, header: int) -> int | None:
         """The generation of the block with this header; None if there can be none.
 
-        Data copied between two calls with the same result are one version.
+        If it is, after copying, what the owner said when it had written the data, the copy is what the owner wrote.
+        That it did not change meanwhile says nothing: the owner may have been writing all the time.
         """
         if type(header) is not int or header < 0 or header % ALIGNMENT:
             return None
