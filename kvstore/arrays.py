@@ -25,6 +25,7 @@ __all__ = [
     "Array",
     "Tensor",
     "accumulate",
+    "add_up",
     "check_out",
     "is_array",
     "narrow",
@@ -36,6 +37,7 @@ __all__ = [
 
 BLOCK = 64 * 1024  # elements: the handful of blocks that one operation touches stay in the L2 cache
 LOW_PRECISION = (CODES["float16"], BFLOAT16)
+_BOOL = CODES["bool"]
 
 
 @dataclass(slots=True, eq=False)
@@ -137,19 +139,25 @@ def accumulate(arrays: Sequence[Array], code: int, out: Array | None = None, wid
     if len(arrays) == 1:
         np.copyto(total, widen(arrays[0], code) if keep else arrays[0])
         return total
-    add = np.logical_or if code == CODES["bool"] else np.add
     flat, terms = total.reshape(-1), [array.reshape(-1) for array in arrays]
     with np.errstate(over="ignore", invalid="ignore"):  # inf and NaN are results, not warnings in a server's log
         for low in range(0, flat.size, BLOCK):
             block = slice(low, low + BLOCK)
             part = flat[block] if keep else widen(flat[block], code)
-            first, second, *rest = (widen(term[block], code) for term in terms)
-            add(first, second, out=part)
-            for term in rest:
-                add(part, term, out=part)
+            add_up([term[block] for term in terms], code, part)
             if not keep:
                 narrow(part, flat[block], code)
     return total
+
+
+def add_up(terms: Sequence[Array], code: int, out: Array) -> None:
+    """Writes the sum of two or more arrays, from left to right, into ``out``: float32 for float16 and bfloat16."""
+    add = np.logical_or if code == _BOOL else np.add
+    if code in LOW_PRECISION:
+        terms = [widen(term, code) for term in terms]
+    add(terms[0], terms[1], out=out)
+    for term in terms[2:]:
+        add(out, term, out=out)
 
 
 def _view(value: object, key: object) -> tuple[Array, int]:

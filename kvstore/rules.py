@@ -14,9 +14,11 @@ from pslite.errors import ConfigError
 from .arrays import LOW_PRECISION, Array, narrow, typed, widen
 from .keys import Key
 from .optimizer.base import Optimizer, State
+from .optimizer.elementwise import Elementwise
 from .rows import Ids, Rows
 from .sparse import RowSparseArray
 from .spec import Spec
+from .sums import Sum
 
 Updater = Callable[[Key, Any, Any], None]
 """``fn(key, received, stored)`` changes ``stored`` in place."""
@@ -56,15 +58,22 @@ def name_of_updater(fn: Updater | str) -> str:
 
 @dataclass(slots=True, eq=False)
 class Change:
-    """One update of a key. ``stored`` and ``state`` are to be changed in place; of a part of the rows, if ``ids``."""
+    """One update of a key: ``new`` and ``state`` are to be changed, in place; of a part of the rows, if ``ids``."""
 
     spec: Spec
-    received: Array  # the sum of what was pushed; float32 for float16 and bfloat16 if the rule widens
-    stored: Array
+    received: Sum  # of what was pushed; float32 for float16 and bfloat16 if the rule widens
+    old: Array  # the value so far
+    new: Array  # the same array, or one of arbitrary contents that becomes the value
     state: State
     count: int  # 1 at the first update
     rank: int  # the lowest of the workers that pushed
     ids: Ids | None = None
+
+    def stored(self) -> Array:
+        """``new`` as users change it: at first it is the value so far."""
+        if self.new is not self.old:
+            np.copyto(self.new, self.old)
+        return self.new
 
 
 class Rule(Protocol):
@@ -145,12 +154,14 @@ class OptimizerRule:
         return self.optimizer.create_state_multi_precision(spec.key, typed(value, spec.code))
 
     def apply(self, change: Change) -> None:
-        code = change.spec.code
-        own = change.received if self.trusted else change.received.copy()  # one worker's push alone is read-only
-        received = own if self.widens(code) else typed(own, code)
+        key, code = change.spec.key, change.spec.code
         state = self._of_worker(change.state, change.rank)
-        stored = typed(change.stored, code)
-        self.optimizer.update_multi_precision(change.spec.key, stored, received, state, change.count)
+        if self.trusted and isinstance(self.optimizer, Elementwise):
+            self.optimizer.move(key, change.old, change.new, code, change.received, state, change.count)
+            return
+        own = change.received.view() if self.trusted else change.received.whole()  # users may write to it
+        received = own if self.widens(code) else typed(own, code)
+        self.optimizer.update_multi_precision(key, typed(change.stored(), code), received, state, change.count)
 
     def _of_worker(self, state: State, rank: int) -> State:
         """The slots that this update works on."""
@@ -200,14 +211,15 @@ class UpdaterRule:
 
     def apply(self, change: Change) -> None:
         code = change.spec.code
-        stored = widen(change.stored, code) if code == BFLOAT16 else change.stored
-        received = widen(change.received, code) if code == BFLOAT16 else change.received.copy()
+        data, received = change.stored(), change.received.whole()
+        stored = widen(data, code) if code == BFLOAT16 else data
+        received = widen(received, code) if code == BFLOAT16 else received
         if change.ids is None:
             self._fn(change.spec.key, received, stored)
         else:
             self._on_rows(change, received, stored)
         if code == BFLOAT16:
-            narrow(stored, change.stored, code)
+            narrow(stored, data, code)
 
     def _on_rows(self, change: Change, received: Array, stored: Array) -> None:
         assert change.ids is not None

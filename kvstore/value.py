@@ -17,7 +17,7 @@ from pslite.dtypes import CODES, storage
 from pslite.errors import CheckpointError
 from pslite.memory import PLAIN, Memory
 
-from .arrays import Array, accumulate, widen
+from .arrays import Array
 from .checkpoint.unit import PULLED, SENT, SLOT, VALUE, Unit
 from .compression import Codec, Feedback
 from .optimizer.base import State
@@ -25,6 +25,7 @@ from .pages import in_small_pages, lazy_zeros
 from .rows import Content, Ids, Rows, as_dense, dense, merge, rows_with_bits, scatter
 from .rules import Change, Rule
 from .spec import Spec
+from .sums import Sum
 
 _FLOAT32 = CODES["float32"]
 
@@ -140,32 +141,31 @@ class Value:
 
         ``rank``: the lowest of the contributing workers.
         """
+        received = self._received(contents, rule is not None and rule.widens(self.spec.code))
         if rule is None:
-            self._assign(contents)
+            self._assign(received)
         else:
-            self._update(self._merged(contents, rule.widens(self.spec.code)), rule, rank)
+            self._update(received, rule, rank)
         self.version += 1
 
-    def _merged(self, contents: Sequence[Content], wide: bool = False, out: Array | None = None) -> Content:
-        """The sum of all contributions: rows if all are rows, else in ``out``, if given. One alone is not copied."""
+    def _received(self, contents: Sequence[Content], wide: bool) -> Sum | Rows:
+        """What all have pushed together: rows if all are rows."""
         rows = [content for content in contents if isinstance(content, Rows)]
         if len(rows) == len(contents):
             return merge(rows, self.spec.code, wide)
-        arrays = [as_dense(content, self.spec.shape) for content in contents]
-        if len(arrays) == 1 and out is None:
-            return widen(arrays[0], self.spec.code) if wide else arrays[0]
-        return accumulate(arrays, self.spec.code, out, wide=wide)
+        return Sum([as_dense(content, self.spec.shape) for content in contents], self.spec.code, wide)
 
-    def _assign(self, contents: Sequence[Content]) -> None:
-        merged = self._merged(contents, out=None if self.spec.sparse else self._target())
+    def _assign(self, received: Sum | Rows) -> None:
         if self.spec.sparse:
-            assert isinstance(merged, Rows)
-            self._assign_rows(merged)
+            assert isinstance(received, Rows)
+            self._assign_rows(received)
             return
-        if isinstance(merged, Rows):
-            target = self._target()
+        target = self._target()
+        if isinstance(received, Rows):
             target[...] = 0
-            scatter(merged, target)
+            scatter(received, target)
+        else:
+            received.into(target)
         self._swap()
 
     def _assign_rows(self, rows: Rows) -> None:
@@ -178,23 +178,26 @@ class Value:
         self.filled = rows.ids
         scatter(rows, self.data)
 
-    def _update(self, received: Content, rule: Rule, rank: int) -> None:
+    def _update(self, received: Sum | Rows, rule: Rule, rank: int) -> None:
         if self.rule is not rule:
             self._adopt(rule)
         if isinstance(received, Rows) and rule.by_rows(self.spec.sparse):
             self._update_rows(received, rule, rank)
         else:
-            self._update_all(as_dense(received, self.spec.shape), rule, rank)
+            total = self._sum(dense(received, self.spec.shape), rule) if isinstance(received, Rows) else received
+            self._update_all(total, rule, rank)
         self.filled = None
         self.count += 1
 
-    def _update_all(self, received: Array, rule: Rule, rank: int) -> None:
+    def _sum(self, merged: Array, rule: Rule) -> Sum:
+        """Rows that are summed already."""
+        return Sum([merged], _FLOAT32 if rule.widens(self.spec.code) else self.spec.code)
+
+    def _update_all(self, received: Sum, rule: Rule, rank: int) -> None:
         state = self.state if rule.trusted else {name: slot.copy() for name, slot in self.state.items()}
         in_place = self.spec.sparse and rule.trusted
         target = self.data if in_place else self._target()
-        if not in_place:
-            np.copyto(target, self.data)
-        rule.apply(Change(self.spec, received, target, state, self.count + 1, rank))
+        rule.apply(Change(self.spec, received, self.data, target, state, self.count + 1, rank))
         self.state = state
         if not in_place:
             self._swap()
@@ -204,7 +207,7 @@ class Value:
         ids = rows.ids
         part = self.data[ids]
         state = {name: slot[ids] for name, slot in self.state.items()}
-        rule.apply(Change(self.spec, rows.data, part, state, self.count + 1, rank, ids))
+        rule.apply(Change(self.spec, self._sum(rows.data, rule), part, part, state, self.count + 1, rank, ids))
         target = self.data
         if not self.spec.sparse:
             target = self._target()

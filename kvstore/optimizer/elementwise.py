@@ -7,9 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from kvstore.arrays import BLOCK, Array, narrow, widen
+from kvstore.arrays import BLOCK, LOW_PRECISION, Array, narrow, widen
 from kvstore.bfloat16 import bfloat16
-from pslite.dtypes import BFLOAT16, CODES, code_of
+from kvstore.sums import Sum
+from pslite.dtypes import BFLOAT16, CODES, NAMES, code_of
 from pslite.errors import DTypeError, ShapeError
 
 from .base import Key, Optimizer, Rates, State, Weight
@@ -18,6 +19,7 @@ __all__ = ["Elementwise", "Rates", "storage", "zeros"]
 
 _REALS = ("float16", "bfloat16", "float32", "float64")
 _CODES = tuple(CODES[name] for name in _REALS)
+_FLOAT64 = CODES["float64"]
 
 
 def zeros(weight: Weight) -> Array:
@@ -45,24 +47,52 @@ class Elementwise(Optimizer):
     def update(self, key: Key, weight: Weight, grad: Weight, state: State, count: int) -> None:
         """Raises DTypeError unless weight is of a real dtype, ShapeError unless grad is of its shape."""
         data, code, grads, grad_code = storage(key, weight, grad)
-        at = self._rates(key, count)
-        rescale = float(self.rescale_grad)
-        w, g = data.reshape(-1), grads.reshape(-1)
-        slots = {name: (slot.reshape(-1), code_of(slot.dtype)) for name, slot in state.items()}
-        scratch = np.empty((2, min(w.size, BLOCK)), np.float64 if code == CODES["float64"] else np.float32)
-        with np.errstate(all="ignore"):
-            for low in range(0, w.size, BLOCK):
-                block = slice(low, low + BLOCK)
-                wide = widen(w[block], code)
-                wides = {name: widen(slot[block], slot_code) for name, (slot, slot_code) in slots.items()}
-                rescaled, tmp = scratch[:, : wide.size]
-                np.multiply(widen(g[block], grad_code), rescale, out=rescaled, casting="same_kind")
-                self.step(wide, rescaled, tmp, wides, at)
-                narrow(wide, w[block], code)
-                for name, (slot, slot_code) in slots.items():
-                    narrow(wides[name], slot[block], slot_code)
-        if not data.flags.c_contiguous:  # then w was a copy
+        w = np.ascontiguousarray(data)
+        self._move(w, w, code, Sum([grads], grad_code), state, self._rates(key, count))
+        if w is not data:
             data[...] = w.reshape(data.shape)
+
+    def move(self, key: Key, old: Array, new: Array, code: int, received: Sum, state: State, count: int) -> None:
+        """``new`` becomes what ``update_multi_precision`` makes of ``old``, maybe the same array: one pass over memory.
+
+        old, new: C-contiguous, of the storage dtype of ``code``. Raises DTypeError unless that is a real dtype.
+        """
+        check_real(key, code)
+        self._move(old, new, code, received, state, self._rates(key, count))
+
+    def _move(self, old: Array, new: Array, code: int, received: Sum, state: State, at: Rates) -> None:
+        rescale = float(self.rescale_grad)
+        before, after = old.reshape(-1), new.reshape(-1)
+        slots = {name: slot.reshape(-1) for name, slot in state.items()}
+        master = slots.pop("master", None)
+        narrows = code in LOW_PRECISION
+        scratch = np.empty((2, min(after.size, BLOCK)), np.float64 if code == _FLOAT64 else np.float32)
+        with np.errstate(all="ignore"):
+            for low in range(0, after.size, BLOCK):
+                high = min(low + BLOCK, after.size)
+                g, tmp = scratch[:, : high - low]
+                received.block(low, high, rescale, g)
+                w = after[low:high]
+                if master is not None:
+                    w = master[low:high]
+                elif narrows:
+                    w = widen(before[low:high], code)
+                elif new is not old:
+                    np.copyto(w, before[low:high])
+                self._step(w, g, tmp, {name: slot[low:high] for name, slot in slots.items()}, at)
+                if narrows:
+                    narrow(w, after[low:high], code)
+
+    def _step(self, w: Array, g: Array, tmp: Array, slots: State, at: Rates) -> None:
+        """``step``, with float16 slots in float32."""
+        halves = [name for name, slot in slots.items() if slot.dtype == np.float16]
+        if not halves:
+            self.step(w, g, tmp, slots, at)
+            return
+        wides = slots | {name: slots[name].astype(np.float32) for name in halves}
+        self.step(w, g, tmp, wides, at)
+        for name in halves:
+            slots[name][...] = wides[name]
 
     @staticmethod
     def _add_scaled(total: Array, scale: float, term: Array, tmp: Array) -> None:
@@ -82,10 +112,15 @@ def storage(key: Key, weight: Weight, grad: Weight) -> tuple[Array, int, Array, 
     return *_storage(key, weight), *_storage(key, grad)
 
 
+def check_real(key: Key, code: int) -> None:
+    """Raises DTypeError unless an optimizer can compute with this dtype."""
+    if code not in _CODES:
+        raise DTypeError(key=str(key), got=NAMES[code], expected=", ".join(_REALS) + ", as optimizers need")
+
+
 def _storage(key: Key, array: Weight) -> tuple[Array, int]:
     if isinstance(array, bfloat16):
         return array.bits, BFLOAT16
     code = code_of(array.dtype, key)
-    if code not in _CODES:
-        raise DTypeError(key=str(key), got=str(array.dtype), expected=", ".join(_REALS) + ", as optimizers need")
+    check_real(key, code)
     return array, code
