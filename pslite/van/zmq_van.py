@@ -6,12 +6,12 @@ import logging
 import os
 import select
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import zmq
-from zmq.backend import zmq_poll
 from zmq.utils.monitor import parse_monitor_message
 
 from pslite import ids
@@ -58,8 +58,8 @@ class ZmqVan(Van):
         self._dealers: dict[int, zmq.Socket[bytes]] = {}
         self._monitors: dict[int, zmq.Socket[bytes]] = {}
         self._nodes: dict[zmq.Socket[bytes], int] = {}  # the node that a DEALER or monitor is for
-        self._watched: list[tuple[zmq.Socket[bytes], int]] = []  # all sockets, as zmq_poll takes them
-        self._ready: list[zmq.Socket[bytes]] = []  # have a message, as far as the last poll knew
+        self._sockets: dict[int, zmq.Socket[bytes]] = {}  # all that are read, by file descriptor
+        self._signalled: deque[int] = deque()  # descriptors whose sockets may have a message; ``wait`` appends to it
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poll = select.poll()
         self._poll.register(self._wakeup, select.POLLIN)
@@ -87,6 +87,7 @@ class ZmqVan(Van):
         finally:
             if fd is not None:
                 router.setsockopt(zmq.USE_FD, -1)
+            self._look(router)  # binding a second address may have swallowed the signal of the first one's peers
         return address if address.startswith("ipc:") else router.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def connect(self, node: int, address: str) -> Link:
@@ -118,10 +119,9 @@ class ZmqVan(Van):
             self._exchange.part(node)
         monitor = self._monitors.pop(node)
         for sock in (dealer, monitor):
-            self._poll.unregister(_fd(sock))
-            self._watched.remove((sock, _POLLIN))
-            del self._nodes[sock]
-        self._ready.clear()
+            fd = _fd(sock)
+            self._poll.unregister(fd)
+            del self._sockets[fd], self._nodes[sock]
         dealer.disable_monitor()
         monitor.close(linger=0)
         dealer.close(linger=0)
@@ -141,8 +141,10 @@ class ZmqVan(Van):
         return sock
 
     def _register(self, sock: zmq.Socket[bytes]) -> None:
-        self._watched.append((sock, _POLLIN))
-        self._poll.register(_fd(sock), select.POLLIN)
+        fd = _fd(sock)
+        self._sockets[fd] = sock
+        self._poll.register(fd, select.POLLIN)
+        self._signalled.append(fd)  # no signal comes before a first look
 
     # -- messages -----------------------------------------------------------------------------------------------------
 
@@ -161,9 +163,8 @@ class ZmqVan(Van):
             if error.errno in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                 return False
             raise
-        # Sending may swallow the edge that announces an incoming message: look, or the poller would miss it.
-        if sock.getsockopt(zmq.EVENTS) & _POLLIN:  # type: ignore[operator]
-            self.wake()
+        finally:
+            self._look(sock)
         return True
 
     def _place(self, link: Link, message: Message) -> Callable[[Array], Place | None] | None:
@@ -172,20 +173,30 @@ class ZmqVan(Van):
             return None
         return partial(self._exchange.place, link)
 
+    def _look(self, sock: zmq.Socket[bytes]) -> None:
+        """Whatever a socket does may swallow the signal of its descriptor: see whether it has a message."""
+        if sock.getsockopt(zmq.EVENTS) & _POLLIN:  # type: ignore[operator]
+            self._signalled.append(_fd(sock))
+            self.wake()
+
     def receive(self) -> VanEvent | None:
-        while True:
-            if not self._ready:
-                self._ready = [sock for sock, _ in zmq_poll(self._watched, 0)]  # type: ignore[misc]
-                if not self._ready:
-                    self._keep_memory()
-                    return None
-            sock = self._ready.pop()
-            if (event := self._read(sock)) is not None:
+        while self._signalled:
+            fd = self._signalled.popleft()
+            sock = self._sockets.get(fd)
+            event = None if sock is None else self._read(sock)
+            if sock is not None and sock.getsockopt(zmq.EVENTS) & _POLLIN:  # type: ignore[operator]
+                self._signalled.append(fd)  # the others have their turn first
+            if event is not None:
                 return event
+        self._keep_memory()
+        return None
 
     def _read(self, sock: zmq.Socket[bytes]) -> VanEvent | None:
-        """The event in a socket that has a message; None for a monitor's that says nothing new."""
-        frame = sock.recv(_DONTWAIT, copy=False)
+        """The event in a socket; None if it has no message, or a monitor's that says nothing new."""
+        try:
+            frame = sock.recv(_DONTWAIT, copy=False)
+        except zmq.Again:
+            return None
         frames = [frame]
         while frame.more:
             frame = sock.recv(_DONTWAIT, copy=False)
@@ -222,16 +233,17 @@ class ZmqVan(Van):
     # -- waiting ------------------------------------------------------------------------------------------------------
 
     def wait(self, timeout: float | None) -> None:
-        # The descriptors are edge triggered: the caller has received until None before it comes here.
         if self._exchange is not None and (due := self._exchange.next_tidy()) is not None:
             self._tidy_at = time.monotonic() + due
             timeout = due if timeout is None else min(due, timeout)
-        ready = self._poll.poll(None if timeout is None else max(timeout, 0) * 1000)
-        for fd, _ in ready:
+        # A descriptor is readable from the signal on until its socket was looked at, which ``receive`` does until None.
+        for fd, _ in self._poll.poll(None if timeout is None else max(timeout, 0) * 1000):
             if fd == self._wakeup:
-                os.eventfd_read(self._wakeup)
+                os.eventfd_read(fd)
             elif self._exchange is not None and fd == self._exchange.fileno():
                 self._offered = True
+            else:
+                self._signalled.append(fd)
 
     def wake(self) -> None:
         os.eventfd_write(self._wakeup, 1)
