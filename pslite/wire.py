@@ -32,7 +32,7 @@ MAX_ARRAYS = 65_536
 MAX_DIMENSIONS = 32
 MAX_ACKS = 2048  # numbers in the list of acknowledgements
 
-_ONLY_INTS = {int}  # types are checked as sets: this runs for every message
+_ONLY_INTS, _ONLY_LISTS = {int}, {list}  # types are checked as sets: this runs for every message
 
 Frame = bytes | bytearray | memoryview
 Array = np.ndarray[Any, Any]
@@ -147,17 +147,18 @@ def check(message: Message) -> None:
         message.codes = [dtypes.code_of(a.dtype) for a in message.arrays]
     elif [dtypes.storage(c).itemsize for c in message.codes] != [a.dtype.itemsize for a in message.arrays]:
         raise ProtocolError(f"the dtype codes {message.codes!r:.80} do not fit the {len(message.arrays)} arrays")
-    if len(message.arrays) > MAX_ARRAYS or any(a.ndim >= MAX_DIMENSIONS for a in message.arrays):
+    if len(message.arrays) > MAX_ARRAYS or max([a.ndim for a in message.arrays], default=0) >= MAX_DIMENSIONS:
         raise ProtocolError(f"a message carries at most {MAX_ARRAYS} arrays of at most {MAX_DIMENSIONS - 1} dimensions")
-    for name in ("app", "customer", "cmd", "priority"):
-        number = getattr(message, name)
-        if type(number) is not int or not -(2**63) <= number < 2**63:
-            raise ProtocolError(f"{name}={number!r:.80} must be a whole number of 64 bits")
+    numbers = (message.app, message.customer, message.cmd, message.priority)
+    if {*map(type, numbers)} != _ONLY_INTS or min(numbers) < -(2**63) or max(numbers) >= 2**63:
+        raise ProtocolError(f"app, customer, cmd, priority = {numbers!r:.320} must be whole numbers of 64 bits")
     if message.body is not None:
         _check_body(message.body)
 
 
 def _check_body(body: Any) -> None:
+    if type(body) is list and len(body) == 2 and type(body[0]) is int and body[1] is None and 0 <= body[0] < 2**63:
+        return  # as ``kv_pairs.pack`` makes it for almost every message; a trial costs more than the rest of the check
     try:
         packed = msgpack.packb(body)
         _unpack(packed)
@@ -184,8 +185,9 @@ def encode(message: Message, place: Callable[[Array], Place | None] | None = Non
         if not array.dtype.isnative:  # the wire is little-endian
             array = array.astype(array.dtype.newbyteorder("="))
         if array.nbytes < PACK_BELOW:
-            data = array.tobytes()
-            packed.append(data + bytes(-len(data) % 8))
+            packed.append(data := array.tobytes())
+            if len(data) % 8:
+                packed.append(bytes(-len(data) % 8))
         elif place is not None and (found := place(array)) is not None:
             places += (index, *found)
         else:
@@ -276,11 +278,9 @@ def _found(find: Find | None, incarnation: int, place: Place, table: Any, index:
 def _arrays(
     table: Any, frames: Sequence[Any], shared: dict[int, memoryview]
 ) -> tuple[list[np.ndarray[Any, Any]], list[int]]:
-    if type(table) is not list or len(table) > MAX_ARRAYS:
-        raise ProtocolError(f"the table of arrays is malformed or has more than {MAX_ARRAYS} entries")
-    layouts = [_layout(entry) for entry in table]
+    layouts = _layouts(table)
     views = [memoryview(frame).toreadonly() for frame in frames[1:]]
-    large = sum(nbytes >= PACK_BELOW for _, _, nbytes in layouts)
+    large = len([nbytes for _, _, nbytes in layouts if nbytes >= PACK_BELOW])
     own, packed = large - len(shared), large < len(layouts)
     if len(views) != own + packed:
         raise ProtocolError(f"{len(views)} buffers came, {own + packed} were announced")
@@ -300,9 +300,17 @@ def _arrays(
     return arrays, [entry[0] for entry in table]
 
 
-def _layout(entry: Any) -> tuple[np.dtype[Any], list[int], int]:
-    """The dtype, shape and bytes of an array, checked before anything of that size exists."""
-    if type(entry) is not list or len(entry) > MAX_DIMENSIONS or {*map(type, entry)} != _ONLY_INTS or min(entry) < 0:
+def _layouts(table: Any) -> list[tuple[np.dtype[Any], list[int], int]]:
+    """The dtype, shape and bytes of each array, checked before anything of that size exists."""
+    if type(table) is not list or len(table) > MAX_ARRAYS or not {*map(type, table)} <= _ONLY_LISTS:
+        raise ProtocolError(f"the table of arrays is malformed or has more than {MAX_ARRAYS} entries")
+    numbers = [number for entry in table for number in entry]
+    if not {*map(type, numbers)} <= _ONLY_INTS or min(numbers, default=0) < 0:
         raise ProtocolError("an entry of the table of arrays is malformed")
-    dtype, shape = dtypes.storage(entry[0]), entry[1:]
-    return dtype, shape, dtype.itemsize * math.prod(shape)
+    layouts = []
+    for entry in table:
+        if not 0 < len(entry) <= MAX_DIMENSIONS:
+            raise ProtocolError("an entry of the table of arrays is malformed")
+        dtype, shape = dtypes.storage(entry[0]), entry[1:]
+        layouts.append((dtype, shape, dtype.itemsize * math.prod(shape)))
+    return layouts
