@@ -364,7 +364,8 @@ class Delivery:
 
     def next_timer(self) -> float | None:
         """When ``on_timer`` is due."""
-        return min((o.probe_at for o in self._outboxes.values() if o.probe_at is not None), default=None)
+        due = [o.probe_at for o in self._outboxes.values() if o.probe_at is not None]
+        return min(due) if due else None
 
     def _ask(self, outbox: Outbox, kind: Kind) -> Send:
         message = outbox.acknowledge(Message(kind, seq=outbox.next_seq))

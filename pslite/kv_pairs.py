@@ -16,6 +16,8 @@ from .wire import Flag, Kind, Message
 
 Array = np.ndarray[Any, Any]
 
+_UINT64 = np.dtype(np.uint64)
+
 # Bits of the first element of a DATA message's body.
 _HAS_VERSIONS, _HAS_LENS, _HAS_ROUNDS, _IS_LIST, _HAS_KINDS = 1, 2, 4, 8, 16
 
@@ -184,9 +186,9 @@ def unpack(message: Message) -> KVPairs:
     names = [name for bit, name in _COLUMNS if bits & bit]
     head = 1 + len(names)
     keys, *columns = message.arrays[:head]
-    if len(columns) < len(names) or keys.ndim != 1 or keys.dtype != np.uint64:
+    if len(columns) < len(names) or keys.ndim != 1 or keys.dtype != _UINT64:
         raise ProtocolError("a key-value message lacks its keys, versions or lengths")
-    if any(column.shape != keys.shape for column in columns):
+    if not {column.shape for column in columns} <= {keys.shape}:
         raise ProtocolError("the keys, versions and lengths of a key-value message do not fit each other")
     if message.leases:  # a peer could change them after they were checked
         keys, *columns = (array.copy() for array in message.arrays[:head])

@@ -13,7 +13,7 @@ from .simple_app import answer_error
 from .wire import Flag, Kind, Message
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # frozen would cost as much as the rest of its making
 class KVMeta:
     """A request as its handle sees it."""
 

@@ -268,7 +268,7 @@ def _places(flat: Any) -> dict[int, Place]:
 
 
 def _found(find: Find | None, incarnation: int, place: Place, table: Any, index: int) -> tuple[memoryview, Lease]:
-    nbytes = _layout(table[index])[2] if type(table) is list and 0 <= index < len(table) else 0
+    nbytes = _layouts(table[index : index + 1])[0][2] if type(table) is list and 0 <= index < len(table) else 0
     found = None if find is None or nbytes < PACK_BELOW else find(incarnation, place, nbytes)
     if found is None:
         raise ProtocolError(f"array {index} should be in memory that the sender does not share with this process")

@@ -44,12 +44,8 @@ class Service:
     def _on_data(self, meta: KVMeta, pairs: KVPairs, server: KVServer) -> None:
         keys = pairs.keys.tolist()
         rank = pslite.rank_of(meta.sender)
-        if meta.cmd in (SAVE, LOAD, STASH, UNSTASH):
-            self._data.response(meta, self._on_checkpoint(meta, pairs, rank))
-        elif meta.cmd == INIT:
-            self._finish(self.store.init(meta, rank, _created(meta, pairs)))
-        elif meta.cmd != DATA:
-            raise ProtocolError(f"command {meta.cmd} is not known here: install the same version everywhere")
+        if meta.cmd != DATA:
+            self._on_other(meta, pairs, rank)
         elif meta.push:
             self._finish(
                 self.store.request(meta, rank, keys, _contents(meta, pairs), pull=meta.pull, codec=_codec(meta, 1))
@@ -59,6 +55,15 @@ class Service:
             self._finish(self.store.read(meta, rank, keys, wanted, _codec(meta, 1)))
         else:
             self._finish(self.store.request(meta, rank, keys, (), _wanted(pairs), True, _codec(meta, 1)))
+
+    def _on_other(self, meta: KVMeta, pairs: KVPairs, rank: int) -> None:
+        """What is neither a push nor a pull."""
+        if meta.cmd in (SAVE, LOAD, STASH, UNSTASH):
+            self._data.response(meta, self._on_checkpoint(meta, pairs, rank))
+        elif meta.cmd == INIT:
+            self._finish(self.store.init(meta, rank, _created(meta, pairs)))
+        else:
+            raise ProtocolError(f"command {meta.cmd} is not known here: install the same version everywhere")
 
     def _on_checkpoint(self, meta: KVMeta, pairs: KVPairs, rank: int) -> KVPairs | None:
         """Parts of a checkpoint, on their way to rank 0 or from it."""
@@ -107,14 +112,11 @@ class Service:
         """Answer the requests that are done."""
         self._profile.answered(tickets)
         for ticket in tickets:
-            self._answer(ticket)
-
-    def _answer(self, ticket: Ticket) -> None:
-        try:
-            self._send(ticket)
-        except PSError as error:  # an answer that cannot travel must not keep the others from theirs
-            ticket.error = error
-            self._send(ticket)
+            try:
+                self._send(ticket)
+            except PSError as error:  # an answer that cannot travel must not keep the others from theirs
+                ticket.error = error
+                self._send(ticket)
 
     def _send(self, ticket: Ticket) -> None:
         token = ticket.token
@@ -142,6 +144,8 @@ def _codec(meta: KVMeta, index: int) -> Codec | None:
 
 def _contents(meta: KVMeta, pairs: KVPairs) -> list[tuple[Content | Coded, int]]:
     """What is pushed for each key, with its dtype code."""
+    if pairs.kinds is None and pairs.lens is None:  # as almost always
+        return [(array, code) for [array], code in zip(_arrays(pairs), pairs.codes or [], strict=True)]
     found: list[tuple[Content | Coded, int]] = []
     codes = iter(pairs.codes or [])
     kinds = [WHOLE] * len(pairs.keys) if pairs.kinds is None else pairs.kinds.tolist()

@@ -190,13 +190,13 @@ class Store:
                     done += self._apply(entry, [entry.queues[rank].popleft()])
                 continue
             missing = self._members.difference(ranks)
-            error = next((self._gone[rank] for rank in sorted(missing) if rank in self._gone), None)
-            if error is not None:
-                done += self._fail_round(entry, ranks, error)
-            elif missing:
-                return done
-            else:
+            if not missing:
                 done += self._apply(entry, [entry.queues[rank].popleft() for rank in ranks])
+                continue
+            error = next((self._gone[rank] for rank in sorted(missing) if rank in self._gone), None)
+            if error is None:
+                return done
+            done += self._fail_round(entry, ranks, error)
 
     def _apply(self, entry: Entry, contributions: list[Contribution]) -> list[Ticket]:
         """One round (or one asynchronous push): contributions in rank order become the new value."""

@@ -19,6 +19,7 @@ from .membership import LOST_AFTER, Hint
 from .scheduler import Scheduler
 
 LOOPBACK: Link = 0  # the link of a process to itself
+FOR_EVER = float("inf")
 MAX_EARLY = 1024  # requests kept while the welcome is on its way
 
 
@@ -321,12 +322,13 @@ class Core:
             actions += self._run(now, self.scheduler.on_timer(now))
         return actions
 
-    def next_timer(self) -> float | None:
+    def next_timer(self) -> float:
         """When ``on_timer`` is due."""
-        timers = [since + LOST_AFTER for since in self._down_since.values()]
-        timers += [self.scheduler.next_timer()] if self.scheduler is not None else []
         probe = self.delivery.next_timer()
-        return min(timers if probe is None else [*timers, probe], default=None)
+        due = FOR_EVER if probe is None else probe
+        if self._down_since:
+            due = min(due, min(self._down_since.values()) + LOST_AFTER)
+        return due if self.scheduler is None else min(due, self.scheduler.next_timer())
 
     # -- the scheduler's part -----------------------------------------------------------------------------------------
 

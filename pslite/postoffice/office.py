@@ -147,7 +147,7 @@ class Postoffice:
 
     def server_key_ranges(self) -> list[tuple[int, int]]:
         """The half-open range of uint64 keys of each server, by rank."""
-        return key_ranges(self.num_servers)
+        return key_ranges(self.num_servers).copy()
 
     def node_ids(self, group: int) -> list[int]:
         """The node ids of a group (a sum of 1, 2 and 4) or of one node."""

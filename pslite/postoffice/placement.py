@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 MAX_KEY = 2**64  # exclusive: every uint64 belongs to a server
 
 
+@functools.cache
 def key_ranges(num_servers: int) -> list[tuple[int, int]]:
     """The half-open key range of each server, by rank. The last range takes the remainder, so no key is lost."""
     width = MAX_KEY // num_servers

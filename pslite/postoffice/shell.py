@@ -20,7 +20,7 @@ from pslite.errors import ClosedError, ForkError, PeerError, PSError
 from pslite.van.base import Received, Van, VanEvent
 from pslite.wire import Kind, Message
 
-from .core import LOOPBACK, Action, Connect, Core, Deliver, Log, PeerEnded
+from .core import FOR_EVER, LOOPBACK, Action, Connect, Core, Deliver, Log, PeerEnded
 
 log = logging.getLogger("pslite")
 
@@ -28,7 +28,6 @@ IDLE_BEFORE_BACKGROUND = 0.005  # seconds: a caller that comes back at once find
 LOOK_FOR_IDLE = 0.02  # seconds between the background thread's looks while callers lead
 HANDLER_WITHIN = 5.0  # seconds that closing waits for a callback or handler that is running
 LOOK_AT_TIMERS = 0.25  # seconds: how late a timer may be while there is always something to do
-FOR_EVER = float("inf")
 BATCH = 64  # deliveries after which handlers run before more is received
 
 Clock = Callable[[], float]
@@ -57,7 +56,7 @@ class Shell:
         self.lock = threading.Lock()
         self.on_deliver: Callable[[Message], None] = lambda message: None
         self.on_peer_ended: list[Callable[[int, PeerError], None]] = []
-        self._clock = clock
+        self.now = clock  # of all deadlines, in seconds; without a call in between, for it runs ten times per message
         self._drop_rate = drop_rate
         self._rng = rng
         self._pick = pick
@@ -86,10 +85,6 @@ class Shell:
             raise ForkError(what=what)
         if self._closed:
             raise ClosedError(what=what)
-
-    def now(self) -> float:
-        """The clock of all deadlines, in seconds."""
-        return self._clock()
 
     # -- actions ------------------------------------------------------------------------------------------------------
 
@@ -153,8 +148,7 @@ class Shell:
         """Wake the leader if it would sleep past a new timer, or past work that came from this thread."""
         if self._leader is None or self._leader == threading.get_ident():
             return
-        timer = self.core.next_timer()
-        if self._local or self._deliveries or self._callbacks or (timer is not None and timer < self._poll_until):
+        if self._local or self._deliveries or self._callbacks or self.core.next_timer() < self._poll_until:
             self.van.wake()
 
     # -- leading ------------------------------------------------------------------------------------------------------
@@ -196,8 +190,7 @@ class Shell:
             if self._run_queues(nested) or done() or self._local:
                 self._timer_due = min(self._timer_due, self.now() + LOOK_AT_TIMERS)  # it may be busy for long
                 return
-            timer = self.core.next_timer()
-            self._timer_due = FOR_EVER if timer is None else timer
+            self._timer_due = self.core.next_timer()
             self._poll_until = self._timer_due if deadline is None else min(self._timer_due, deadline)
             timeout = None if self._poll_until == FOR_EVER else max(0.0, self._poll_until - self.now())
             self.lock.release()
@@ -233,8 +226,8 @@ class Shell:
             if self._drop_rate and isinstance(event, Received) and self._rng.random() < self._drop_rate:
                 continue  # PS_DROP_MSG: a fault that tests inject
             self._handle(event)
-        if self.now() >= self._timer_due:
-            self.run(self.core.on_timer(self.now()))
+        if (now := self.now()) >= self._timer_due:
+            self.run(self.core.on_timer(now))
 
     def _handle(self, event: VanEvent) -> None:
         try:
