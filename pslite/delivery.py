@@ -194,11 +194,17 @@ class Inbox:
 class Delivery:
     """The delivery state of one process towards all its peers. Used under the postoffice's lock only."""
 
-    def __init__(self, incarnation: int, resend_timeout: float) -> None:
+    def __init__(
+        self,
+        incarnation: int,
+        resend_timeout: float,
+        weigh: Callable[[Link, Message], int] = lambda _, message: cost(message),
+    ) -> None:
         self.incarnation = incarnation
         self.node = 0  # our own id, once the scheduler gave one
         self.job = ""
         self._resend_timeout = resend_timeout
+        self._weigh = weigh  # the bytes of a message that travel on a link
         self._outboxes: dict[int, Outbox] = {}  # by node id
         self._inboxes: dict[int, Inbox] = {}  # by the sender's incarnation
         self.resent_requests = 0
@@ -209,7 +215,8 @@ class Delivery:
         """Requests to ``node`` go by ``link`` from now on; what is unanswered keeps its numbers."""
         outbox = self._outboxes.get(node)
         if outbox is None:
-            self._outboxes[node] = Outbox(node, link, self._resend_timeout)
+            outbox = self._outboxes[node] = Outbox(node, link, self._resend_timeout)
+            outbox.window = Window(lambda message: self._weigh(outbox.link, message))
         else:
             outbox.link = link
 
@@ -273,6 +280,7 @@ class Delivery:
         inbox = self._inboxes.get(message.incarnation)
         if inbox is None:
             inbox = self._inboxes[message.incarnation] = Inbox(link, expected=max(message.floor, 1))
+            inbox.replies = Window(lambda message: self._weigh(inbox.link, message))
         inbox.link = link
         inbox.forget(message.acks, message.floor)
         sends = inbox.release()

@@ -14,7 +14,7 @@ No I/O here, and no time: what may leave depends on the order of calls only.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -28,7 +28,9 @@ Item = TypeVar("Item")
 
 
 def cost(message: Message) -> int:
-    """The bytes that a message takes of a window."""
+    """The bytes that a message takes of a window, sent whole."""
+    if message.leases:  # it came without most of its bytes
+        return 0
     nbytes = 0
     for array in message.arrays:
         nbytes += array.nbytes
@@ -49,11 +51,15 @@ class Waiting(Generic[Item]):
 
 
 class Window(Generic[Item]):
-    """The messages to one peer that are under way, and those that wait for room. Used under the postoffice's lock."""
+    """The messages to one peer that are under way, and those that wait for room. Used under the postoffice's lock.
 
-    def __init__(self) -> None:
+    ``weigh``: the bytes that a message takes; none for arrays that the peer reads where they are.
+    """
+
+    def __init__(self, weigh: Callable[[Message], int] = cost) -> None:
+        self._weigh = weigh
         self.under_way: dict[int, int] = {}  # bytes by sequence number; of small messages nothing is noted
-        self.room = WINDOW  # bytes left; the last message may take more
+        self.used = 0  # their sum
         self._waiting: dict[int, Waiting[Item]] = {}  # by order of calls
         self._heap: list[tuple[int, int, int, Waiting[Item]]] = []  # epoch, -priority, order; outdated entries too
         self._last: dict[int, Waiting[Item]] = {}  # by key: the last one of this epoch that is about it
@@ -62,7 +68,7 @@ class Window(Generic[Item]):
 
     def admits(self, message: Message) -> bool:
         """Whether a new message may leave at once: nothing waits, and there is room."""
-        return not self._waiting and (self.room > 0 or not cost(message))
+        return not self._waiting and (self.used < WINDOW or not self._weigh(message))
 
     def wait(self, message: Message, item: Item) -> None:
         """Put a message behind those that wait; ``pop`` gives back ``item``."""
@@ -72,7 +78,7 @@ class Window(Generic[Item]):
         ahead = list({id(w): w for key in keys or () if (w := self._last.get(key)) is not None}.values())
         priority, order = message.priority, self._calls
         self._calls += 1
-        new = Waiting(item, cost(message), keys or (), self._epoch, priority, order, ahead)
+        new = Waiting(item, self._weigh(message), keys or (), self._epoch, priority, order, ahead)
         self._waiting[order] = new
         heapq.heappush(self._heap, (new.epoch, -priority, order, new))
         if keys is None:
@@ -98,7 +104,7 @@ class Window(Generic[Item]):
         """The next one to leave, or None; without ``room`` it need not fit."""
         while self._heap:
             first = self._heap[0][-1]
-            if room and first.item is not None and first.cost and self.room <= 0:
+            if room and first.item is not None and first.cost and self.used >= WINDOW:
                 return None
             heapq.heappop(self._heap)
             if first.item is not None:  # else it has left with its higher, inherited priority
@@ -116,7 +122,7 @@ class Window(Generic[Item]):
     def clear(self) -> list[Item]:
         """Take out all that wait, in the order of their calls, and forget what is under way."""
         items = self.waiting()
-        self.under_way, self.room = {}, WINDOW
+        self.under_way, self.used = {}, 0
         self._waiting, self._heap, self._last = {}, [], {}
         return items
 
@@ -128,13 +134,13 @@ class Window(Generic[Item]):
 
     def left(self, message: Message) -> None:
         """This message, which has its number now, leaves."""
-        if nbytes := cost(message):
+        if nbytes := self._weigh(message):
             self.under_way[message.seq] = nbytes
-            self.room -= nbytes
+            self.used += nbytes
 
     def arrived(self, seq: int) -> None:
         """The peer has this one."""
-        self.room += self.under_way.pop(seq, 0)
+        self.used -= self.under_way.pop(seq, 0)
 
     def arrived_below(self, seq: int) -> None:
         """The peer has all before this one, of messages that leave in the order of their numbers."""

@@ -66,7 +66,7 @@ class Postoffice:
         self._clock = clock
         incarnation = self._rng.getrandbits(63)
         self._identity = f"{config.job}/{config.role}/{incarnation:016x}"
-        delivery = Delivery(incarnation, config.resend_timeout)
+        delivery = Delivery(incarnation, config.resend_timeout, lambda *sent: self._shell.van.weigh(*sent))
         self._core = Core(config.role, delivery)
         self._shell = Shell(
             self._core,

@@ -16,7 +16,7 @@ from functools import partial
 from random import Random
 
 from pslite.delivery import Pending, Send
-from pslite.errors import ClosedError, ForkError, PeerError, PSError
+from pslite.errors import ClosedError, ForkError, PeerError, PSError, WorkerFinished
 from pslite.van.base import Received, Van, VanEvent
 from pslite.wire import Kind, Message
 
@@ -98,6 +98,8 @@ class Shell:
             elif isinstance(action, Connect):
                 self.van.connect(action.node, self._pick(action.addresses))
             elif isinstance(action, PeerEnded):
+                if not isinstance(action.error, WorkerFinished):  # whose last request may yet be repeated
+                    self.van.forget(self.core.roster[action.node].incarnation)
                 self._deliveries += [partial(call, action.node, action.error) for call in self.on_peer_ended]
             else:
                 assert isinstance(action, Log)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from dataclasses import dataclass
 
+from pslite.flow import cost
 from pslite.memory import PLAIN, Memory
 from pslite.wire import Link, Message
 
@@ -56,6 +57,10 @@ class Van(abc.ABC):
         """How messages on a link travel, as users call it."""
         return "in process"
 
+    def weigh(self, link: Link, message: Message) -> int:
+        """The bytes of a message's arrays that travel on a link; 0 if they are few."""
+        return cost(message)
+
     @abc.abstractmethod
     def bind(self, address: str, fd: int | None = None) -> str:
         """Accept connections at an address, or on a listening socket that is open already.
@@ -70,6 +75,9 @@ class Van(abc.ABC):
     @abc.abstractmethod
     def disconnect(self, node: int) -> None:
         """Drop the connection to a node and what is queued for it."""
+
+    def forget(self, incarnation: int) -> None:
+        """A process has died: what it shared is not needed any more."""
 
     @abc.abstractmethod
     def send(self, link: Link, message: Message) -> bool:

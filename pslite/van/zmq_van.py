@@ -16,7 +16,8 @@ from zmq.utils.monitor import parse_monitor_message
 
 from pslite import ids
 from pslite.errors import BindError, JoinError, ProtocolError
-from pslite.wire import Array, Flag, Link, Message, Place, decode, encode
+from pslite.flow import SMALL, cost
+from pslite.wire import PACK_BELOW, Array, Flag, Link, Message, Place, decode, encode
 
 from .base import LinkDown, LinkUp, Received, Rejected, Van, VanEvent
 from .shared.exchange import Exchange
@@ -126,6 +127,10 @@ class ZmqVan(Van):
         monitor.close(linger=0)
         dealer.close(linger=0)
 
+    def forget(self, incarnation: int) -> None:
+        if self._exchange is not None:
+            self._exchange.forget(incarnation)
+
     def _socket(self, kind: int, heartbeats: bool) -> zmq.Socket[bytes]:
         sock: zmq.Socket[bytes] = self._context.socket(kind)
         # The high-water mark counts messages, not bytes, and a ROUTER drops above it: what may be in flight is
@@ -218,6 +223,12 @@ class ZmqVan(Van):
 
     def transport(self, link: Link) -> str:
         return self._transports.get(link, "zmq") if isinstance(link, int) else "zmq"
+
+    def weigh(self, link: Link, message: Message) -> int:
+        weight = cost(message)
+        if weight and self._exchange is not None and self._exchange.shares(link):
+            weight -= sum(a.nbytes for a in message.arrays if a.nbytes >= PACK_BELOW and self._exchange.has(a))
+        return weight if weight >= SMALL else 0
 
     def _keep_memory(self) -> None:
         """Take in what peers have offered, give back what was not needed for long; when there is nothing else to do."""

@@ -402,9 +402,9 @@ class Net:
         [outbox] = self.worker._outboxes.values()
         for window in [outbox.window, *(inbox.replies for inbox in self.server._inboxes.values())]:
             taken = list(window.under_way.values())
-            assert sum(taken) == WINDOW - window.room
-            assert window.room > -max(taken, default=1), "at most one message more than fits"
-            if window.room > 0:
+            assert sum(taken) == window.used
+            assert window.used < WINDOW + max(taken, default=1), "at most one message more than fits"
+            if window.used < WINDOW:
                 assert not window.waiting()
 
     def request(self, each: Message) -> None:

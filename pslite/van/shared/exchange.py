@@ -52,12 +52,20 @@ class Exchange:
         """The connection is given up."""
         self._peers.pop(link, None)
 
+    def forget(self, incarnation: int) -> None:
+        """A process has died: its memory is free when nothing here refers to it."""
+        self._channel.forget(incarnation)
+
     def shares(self, link: Link) -> bool:
         """Whether the peer behind a link reads our memory. An incoming link names its peer's incarnation."""
         peer = self._peers.get(link)
         if peer is not None:
             return peer.shares
         return isinstance(link, bytes) and self.meet(link, link.decode(errors="replace").rpartition("/")[2])
+
+    def has(self, array: Array) -> bool:
+        """Whether an array is in our memory."""
+        return self.memory.locate(array) is not None
 
     def place(self, link: Link, array: Array) -> Place | None:
         """Where the peer, which ``shares``, finds an array; None if its bytes must be sent."""
