@@ -204,7 +204,7 @@ def drop_nonfinite(residual: Array) -> None:
     for low in range(0, residual.size, BLOCK):
         block = residual[low : low + BLOCK]
         finite = np.isfinite(block)
-        if not finite.all():
+        if np.count_nonzero(finite) < block.size:
             block[~finite] = 0
 
 

@@ -19,10 +19,8 @@ __all__ = ["OneBit", "TwoBit"]
 
 _BYTES = np.arange(256, dtype=np.uint8)
 _BITS = np.unpackbits(_BYTES[:, None], axis=1)  # (256, 8), most significant first
-_PAIRS = np.packbits(np.repeat(_BITS, 2, axis=1), axis=1)  # (256, 2): each bit doubled
-# For a byte of eight bits the two bytes of eight 2-bit codes; as uint16, for "or" does not mind the order of bytes.
-_POSITIVE = np.ascontiguousarray(_PAIRS).view(np.uint16).ravel()  # 11
-_NEGATIVE = np.ascontiguousarray(_PAIRS & 0b10101010).view(np.uint16).ravel()  # 10
+# A little-endian word with a 2-bit code in each byte, times this: in the highest byte the codes follow one another.
+_GATHER = np.uint32(2**30 + 2**20 + 2**10 + 1)
 
 
 def _finite(value: object, least: float, allowed: str) -> float:
@@ -79,10 +77,31 @@ class TwoBit(Blockwise):
         return [(np.dtype(np.uint8), -(-size // 16) * 4)]
 
     def encode_block(self, values: Array, code: Sequence[Array], salt: int) -> None:
+        self._pack(*self._compare(values), code[0])
+
+    def round_trip(self, values: Array, code: Sequence[Array], salt: int, out: Array) -> None:
+        above, below = self._compare(values)
+        self._pack(above, below, code[0])
+        out[...] = np.subtract(above, below, dtype=np.int8)
+        out *= np.float32(self.threshold)
+
+    def _compare(self, values: Array) -> tuple[Array, Array]:
+        """1 where the value is at least the threshold, and where it is at most minus the threshold."""
         threshold = np.float32(self.threshold)
-        pairs = np.take(_POSITIVE, np.packbits(values >= threshold), mode="clip")  # a byte is in range
-        pairs |= np.take(_NEGATIVE, np.packbits(values <= -threshold), mode="clip")
-        code[0][: pairs.nbytes] = pairs.view(np.uint8)
+        return (values >= threshold).view(np.int8), (values <= -threshold).view(np.int8)
+
+    @staticmethod
+    def _pack(above: Array, below: Array, code: Array) -> None:
+        pairs = np.empty(code.size * 4, np.int8)
+        own = pairs[: above.size]
+        np.add(above, below, out=own)  # never both
+        own += own
+        own += above
+        pairs[above.size :] = 0
+        words = pairs.view("<u4")
+        words *= _GATHER
+        words >>= 24
+        code[...] = words
 
     def decode_block(self, code: Sequence[Array], out: Array) -> None:
         unpack(self._table, code[0], out)
