@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "pslite-launch") -> int:
     options = parse(sys.argv[1:] if argv is None else argv, prog)
     job = secrets.token_hex(8)
     try:
-        spec = plan(options, os.environ, _import_root())
+        spec = plan(options, os.environ, local.import_root())
         if options.dry_run:
             sys.stdout.write(_describe(spec, options.format))
             return 0
@@ -67,12 +67,6 @@ def _open_log_files(options: Options, job: str, spec: JobSpec) -> LogFiles | Non
         return LogFiles(options.log_dir, job, spec.processes)
     except OSError as error:
         raise UsageError(f"--log-dir {options.log_dir}: {error.strerror}: {error.filename}") from error
-
-
-def _import_root() -> str | None:
-    """The source checkout this launcher is in, for the processes to import pslite from; None if it is installed."""
-    root = local.package_root()
-    return None if root.name in ("site-packages", "dist-packages") else str(root)
 
 
 def _describe(spec: JobSpec, form: str) -> str:

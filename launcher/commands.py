@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -25,6 +26,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _launch(arguments: Sequence[str]) -> int:
     return cli.main(arguments, prog="pslite launch")
+
+
+def _bench(arguments: Sequence[str]) -> int:
+    """Become ``python -m kvstore.bench``: the launcher imports nothing of the packages that it starts."""
+    path = os.pathsep.join(filter(None, (local.import_root(), os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, "-m", "kvstore.bench", *arguments]
+    os.execve(sys.executable, command, os.environ | ({"PYTHONPATH": path} if path else {}))
 
 
 def _env(arguments: Sequence[str]) -> int:
@@ -61,5 +69,6 @@ def _help() -> str:
 
 _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "launch": (_launch, "start a scheduler, servers and workers (the same as pslite-launch)"),
+    "bench": (_bench, "measure rounds of push and pull, also against peers and against what memory allows"),
     "env": (_env, "print the versions that a bug report needs"),
 }

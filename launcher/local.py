@@ -21,6 +21,12 @@ def package_root() -> Path:
     return Path(__file__).resolve().parent.parent
 
 
+def import_root() -> str | None:
+    """The source checkout this launcher is in, for the processes to import pslite from; None if it is installed."""
+    root = package_root()
+    return None if root.name in ("site-packages", "dist-packages") else str(root)
+
+
 def open_agents() -> list[AgentLink]:
     """Start the agents of a job: here the one of this host."""
     return [AgentLink("localhost", [sys.executable, "-I", "-c", _BOOT, str(package_root())])]
