@@ -13,6 +13,7 @@ SAVE = 2  # pull everything of keys: meta is whether with values; that of the an
 LOAD = 3  # push it: meta is {key on the wire: [names of arrays, version, count]}; an array may be row ids, by its name
 STASH = 4  # push what compression holds back of keys, for rank 0 or from it: meta is the rank whose it is
 UNSTASH = 5  # pull it: meta is that rank; keys without any have no array
+BUNDLE = 6  # DATA of dense keys: values are one array behind each other, in the answer too; the first five have lists
 
 # KVPairs.kinds: how a value is put into arrays.
 WHOLE = 0  # one array; or none, in a pull

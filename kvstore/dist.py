@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pslite import SERVER_GROUP, Flag, KVPairs, Postoffice, Request, name_of
+from pslite import SERVER_GROUP, Flag, KVPairs, Postoffice, name_of
 from pslite.dtypes import NAMES, storage
 from pslite.errors import (
     ConfigError,
@@ -27,13 +27,15 @@ from pslite.memory import PLAIN
 from .arrays import Array
 from .base import check_priority
 from .checkpoint.files import Held, Settings, opened, save
-from .commands import DATA, INIT
+from .commands import BUNDLE, DATA, INIT
 from .compressing import Compression, check_codec, setting
 from .compression import Codec
 from .contents import check_outs, checked, read_content, rows_wanted, summed
-from .handle import Handle
+from .handle import Handle, together
 from .keys import Group, Key, group
 from .lending import Lending, lendable
+from .ledger import Ahead, Ledger, Ordinals
+from .lists import Answers, KeyList, Plans
 from .member import Member
 from .optimizer.base import Optimizer
 from .records import Planner, Record
@@ -56,7 +58,6 @@ from .transfer import KEYS_PER_BATCH, batches, pull_units, push_units, stash, un
 
 log = logging.getLogger("kvstore")
 
-MAX_AHEAD = 3  # unfinished pushes per key: the round that is open and two more; a fourth push waits
 AT_ONCE = 4 * 1024 * 1024  # bytes in a message to each server: it works on them while the next are made
 _CALLS = {Flag.PUSH: "push", Flag.PULL: "pull", Flag.PUSH | Flag.PULL: "pushpull"}
 _T = TypeVar("_T")
@@ -70,8 +71,10 @@ class DistStore(Member):
     def __init__(self, name: str, office: Postoffice) -> None:
         super().__init__(name, office)
         self._records: dict[Key, Record] = {}
-        self._planner = Planner(office.server_key_ranges(), office.config.bigarray_bound)
-        self._ahead: dict[Key, list[Request]] = {}  # pushes that are not applied yet
+        self._ledger = Ledger()
+        self._planner = Planner(office.server_key_ranges(), office.config.bigarray_bound, self._ledger)
+        self._ahead = Ahead()
+        self._plans = Plans(office.server_key_ranges())
         self._compression = Compression()
         self._lending = Lending()
         self._rule: Rule | None = None  # as set by this worker
@@ -129,7 +132,7 @@ class DistStore(Member):
         records = []
         for batch in _batches([spec.key for spec in specs]):
             found = self._office.lookup([repr(k) for k in batch])
-            records += [Record.from_wire(k, found[repr(k)]) for k in batch]
+            records += [Record.from_wire(k, found[repr(k)], self._ledger) for k in batch]
         for record, spec in zip(records, specs, strict=True):
             _compare(spec, record.spec)
         return records
@@ -138,11 +141,18 @@ class DistStore(Member):
 
     @traced
     def push(self, key: Any, value: Any, priority: int = 0) -> Handle:
+        plan = self._plan(key, value)
+        if plan is not None:
+            return self._push_list(plan, value, priority, Flag.PUSH)
         return self._push(self._groups(key, value, self._records), priority, Flag.PUSH, None)
 
     @traced
     def pull(self, key: Any, out: Any = None, priority: int = 0, ignore_sparse: bool = True, wait: bool = True) -> Any:
         self._raise_failed()
+        plan = self._plan(key, outs=out)
+        if plan is not None:
+            handle = self._pull_list(plan, out, priority)
+            return self._waited(handle) if wait else handle
         with self._lock:
             keys = self._keys(key, self._records)
             outs = None if out is None else self._outs(key, out, ignore_sparse)
@@ -154,6 +164,10 @@ class DistStore(Member):
     @traced
     def pushpull(self, key: Any, value: Any, out: Any = None, priority: int = 0, wait: bool = True) -> Any:
         self._raise_failed()
+        plan = self._plan(key, value, value if out is None else out)
+        if plan is not None:
+            handle = self._push_list(plan, value, priority, Flag.PUSH | Flag.PULL, value if out is None else out)
+            return self._waited(handle) if wait else handle
         groups = self._groups(key, value, self._records)
         outs = self._groups(key, value if out is None else out, self._records, "out")
         if {g.key for g in outs} != {g.key for g in groups}:
@@ -191,7 +205,7 @@ class DistStore(Member):
         """Send what is pushed; ``filling`` makes what takes in the answer into ``outs``, under the lock."""
         check_priority(priority)  # before anything is counted, or held back by compression
         self._raise_failed()
-        self._wait_for_room(groups)
+        self._wait_for_room(np.array([self._records[g.key].at for g in groups], np.intp))
         with self._pushing, self._lock:
             self._check_closing()
             self._tell_changes()
@@ -247,7 +261,6 @@ class DistStore(Member):
     def _coded(self, record: Record, content: Content) -> list[Item]:
         """The pieces of what is pushed, compressed if that is set."""
         codec = self._compression.codec
-        record.traffic.push_raw += content.nbytes
         if isinstance(content, Rows):
             items = pushed(record, content)
         elif codec is None:
@@ -258,7 +271,7 @@ class DistStore(Member):
             salt = codec.salt_of(record.key, record.pushes + 1, self.rank)
             codes = self._compression.encode(record.spec, 0, content, None if record.whole else cuts, salt)
             items = coded(record, codes)
-        record.traffic.push += sum(array.nbytes for item in items for array in item.arrays)
+        record.traffic.pushed(sum(array.nbytes for item in items for array in item.arrays), content.nbytes)
         return items
 
     def _outs(self, key: Any, out: Any, ignore_sparse: bool) -> list[Group]:
@@ -271,20 +284,76 @@ class DistStore(Member):
         """Send what a call comes to, in several messages if it is large; the lock is held."""
         if not keys:
             return Handle(result=None if finish is None else finish([]))
-        push = bool(flags & Flag.PUSH)
-        pairs: Iterable[KVPairs] = pairs_in_turn(items, push, AT_ONCE * self._office.num_servers)
+        pairs = pairs_in_turn(items, bool(flags & Flag.PUSH), AT_ONCE * self._office.num_servers)
+        at = np.array([self._records[key].at for key in keys], np.intp)
+        return self._request(DATA, keys, at, pairs, flags, priority, take, finish)
+
+    def _request(self, cmd: int, keys: Sequence[Key], at: Ordinals, pairs: Iterable[KVPairs], flags: int, priority: int,
+                 take: Take | None, finish: Finish | None) -> Handle:  # fmt: skip
+        """Send pairs as one request; the lock is held. ``at``: the keys' places in the ledger."""
         what = f"{_CALLS[flags]} of {_shown(keys)}"
         if CALLS.running:
             pairs = list(pairs)
             take, finish = requested(self, what, pairs, take, finish)
         request = self._worker.send(
-            pairs, flags, DATA, priority, finish, self._codecs(flags), self.keys_per_message, what, take
-        )
-        if push:
-            for key in keys:
-                self._ahead.setdefault(key, []).append(request)
+            pairs, flags, cmd, priority, finish, self._codecs(flags), self.keys_per_message if cmd == DATA else None,
+            what, take
+        )  # fmt: skip
+        if flags & Flag.PUSH:
+            self._ahead.begin(at)
+            self._ahead.add(request, at)
         customer = self._worker.customer
         return Handle(lambda *timeout: customer.wait_for(request, *timeout), lambda: request.done)
+
+    # -- lists of keys ------------------------------------------------------------------------------------------------
+
+    def _plan(self, key: Any, values: Any = None, outs: Any = None) -> KeyList | None:
+        """How a list of keys with these arrays travels; None if each key is to be looked at."""
+        if not _is_list(key):
+            return None
+        if self._compression.codec is not None or self._compression.feedback:
+            return None
+        plan = self._plans.of(key, self._records, self._key_type)
+        if plan is None or (values is None and outs is None and plan.rest):
+            return None
+        if (values is not None and not plan.takes(values)) or (outs is not None and not plan.takes(outs, out=True)):
+            return None
+        return plan
+
+    def _push_list(self, plan: KeyList, values: Any, priority: int, flags: int, outs: Any = None) -> Handle:
+        check_priority(priority)
+        self._raise_failed()
+        self._wait_for_room(plan.at)
+        others = []
+        if plan.rest:  # first, for they may be wrong
+            keys, own = plan.of_rest(plan.keys), plan.of_rest(values)
+            others = [self.push(keys, own, priority)] if outs is None else [
+                self.pushpull(keys, own, plan.of_rest(outs), priority, wait=False)
+            ]  # fmt: skip
+        with self._pushing, self._lock:
+            self._check_closing()
+            self._tell_changes()
+            answers = None if outs is None else Answers(plan, outs, self._ledger, None)
+            handle = self._request_list(plan, plan.pushed(values, self._ledger), priority, flags, answers)
+            self._in_flight.append(handle)
+        return together([*others, handle])
+
+    def _pull_list(self, plan: KeyList, outs: Any, priority: int) -> Handle:
+        others = [self.pull(plan.of_rest(plan.keys), plan.of_rest(outs), priority, wait=False)] if plan.rest else []
+        own = plan.fresh() if outs is None else outs
+        answers = Answers(plan, own, self._ledger, own if outs is None else None)
+        with self._lock:
+            handle = self._request_list(plan, plan.wanted(), priority, Flag.PULL, answers)
+        return together([*others, handle])
+
+    def _request_list(
+        self, plan: KeyList, pairs: Iterable[KVPairs], priority: int, flags: int, answers: Answers | None
+    ) -> Handle:
+        keys, at = plan.bundled
+        take, finish = (None, None) if answers is None else (answers.take, answers.finish)
+        return self._request(BUNDLE, keys, at, pairs, flags, priority, take, finish)
+
+    # -- compression, and how many pushes may be under way ------------------------------------------------------------
 
     def _pull_codec(self) -> Codec | None:
         return self._compression.codec if self._compression.pulls else None
@@ -296,23 +365,20 @@ class DistStore(Member):
             return None
         return [codec if flags & Flag.PUSH else None, codec if pulls and flags & Flag.PULL else None]
 
-    def _wait_for_room(self, groups: list[Group]) -> None:
+    def _wait_for_room(self, at: Ordinals) -> None:
         """Block while a key has as many unfinished pushes as a server parks; its deadline names who is behind."""
-        for g in groups:
-            while True:
-                with self._lock:
-                    ahead = [request for request in self._ahead.get(g.key, ()) if not request.done]
-                    self._ahead[g.key] = ahead
-                    if len(ahead) < MAX_AHEAD:
-                        break
-                    oldest = ahead[0]
-                # Any of them may be the next to end: the oldest may wait for another key that was pushed with this one.
-                self._office.wait(
-                    lambda: any(request.done for request in ahead),  # noqa: B023 - runs at once
-                    oldest.what,
-                    oldest.unanswered,
-                )
-                self._raise_failed()
+        while True:
+            with self._lock:
+                ahead = self._ahead.in_the_way(at)
+            if not ahead:
+                return
+            # Any of them may be the next to end: the oldest may wait for another key that was pushed with this one.
+            self._office.wait(
+                lambda: any(request.done for request in ahead),  # noqa: B023 - runs at once
+                ahead[0].what,
+                ahead[0].unanswered,
+            )
+            self._raise_failed()
 
     # -- how pushes change values -------------------------------------------------------------------------------------
 
@@ -433,7 +499,7 @@ class DistStore(Member):
                 self._resume(rule)
                 for batch in _batches(created):
                     found = self._office.lookup([repr(k) for k in batch])
-                    self._add([Record.from_wire(k, found[repr(k)]) for k in batch])
+                    self._add([Record.from_wire(k, found[repr(k)], self._ledger) for k in batch])
             if values:
                 self._take(list(unstash(self._worker, list(self._records.values()), self.rank)))
 
@@ -519,7 +585,7 @@ def _is_list(key: Any) -> bool:
     return isinstance(key, (list, tuple))
 
 
-def _shown(keys: list[Key]) -> str:
+def _shown(keys: Sequence[Key]) -> str:
     return repr(keys[0]) + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -50,3 +50,10 @@ class Handle:
 
     def __repr__(self) -> str:
         return f"<Handle {'done' if self.done() else 'in flight'}>"
+
+
+def together(handles: Sequence[Handle]) -> Handle:
+    """One handle for what a call has become; its result is that of the last."""
+    if len(handles) == 1:
+        return handles[0]
+    return Handle(lambda *timeout: [h.wait(*timeout) for h in handles][-1], lambda: all(h.done() for h in handles))

@@ -15,6 +15,7 @@ from pslite.errors import ConfigError, StorageError
 
 from .dist import DistStore
 from .keys import Key
+from .ledger import Ledger
 from .optimizer.base import Optimizer
 from .records import Piece, Planner, Record
 from .rows import Content
@@ -32,7 +33,7 @@ class P3Store(DistStore):
 
     def __init__(self, name: str, office: Postoffice) -> None:
         super().__init__(name, office)
-        self._planner = Slicer(office.server_key_ranges(), office.config.slice_threshold)
+        self._planner = Slicer(office.server_key_ranges(), office.config.slice_threshold, self._ledger)
 
     def _create(self, created: dict[Key, tuple[Spec, Content]]) -> list[Record]:
         for spec, _ in created.values():
@@ -68,8 +69,8 @@ def open_store(name: str, office: Postoffice) -> DistStore:
 class Slicer(Planner):
     """Rank 0's decision where slices go: one server after the other."""
 
-    def __init__(self, ranges: Sequence[tuple[int, int]], threshold: int) -> None:
-        super().__init__(ranges, threshold)
+    def __init__(self, ranges: Sequence[tuple[int, int]], threshold: int, ledger: Ledger) -> None:
+        super().__init__(ranges, threshold, ledger)
         self._threshold = threshold
         self._number = itertools.count()  # of slices, over all keys
 
@@ -77,7 +78,8 @@ class Slicer(Planner):
         """Cut one key into slices."""
         size = math.prod(spec.shape)
         firsts = range(0, max(size, 1), self._threshold)
-        return Record(spec, [self._slice(first, min(first + self._threshold, size)) for first in firsts], flat=True)
+        pieces = [self._slice(first, min(first + self._threshold, size)) for first in firsts]
+        return Record(spec, pieces, self._ledger, flat=True)
 
     def _slice(self, first: int, end: int) -> Piece:
         number = next(self._number)

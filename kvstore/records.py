@@ -11,8 +11,8 @@ from pslite import Balancer
 from pslite.dtypes import storage
 from pslite.errors import ProtocolError
 
-from .compressing import Traffic
 from .keys import Key
+from .ledger import PUSHES, VERSION, Ledger, Traffic
 from .rows import Content, Rows
 from .spec import Spec
 
@@ -32,10 +32,35 @@ class Record:
 
     spec: Spec
     pieces: list[Piece]
+    ledger: Ledger  # where its counters are
     flat: bool = False  # pieces are of the array's elements in C order, not of its rows
-    version: int = 0  # of the value pulled last
-    pushes: int = 0  # made by this worker: its next one is for round pushes + 1
-    traffic: Traffic = field(default_factory=Traffic)  # pushes count under the store's lock, pulls as ``version`` does
+    at: int = field(init=False)  # its number there
+
+    def __post_init__(self) -> None:
+        self.at = self.ledger.add()
+
+    @property
+    def version(self) -> int:
+        """Of the value pulled last."""
+        return self.ledger.get(VERSION, self.at)
+
+    @version.setter
+    def version(self, version: int) -> None:
+        self.ledger.set(VERSION, self.at, version)
+
+    @property
+    def pushes(self) -> int:
+        """Made by this worker: its next one is for round pushes + 1."""
+        return self.ledger.get(PUSHES, self.at)
+
+    @pushes.setter
+    def pushes(self, pushes: int) -> None:
+        self.ledger.set(PUSHES, self.at, pushes)
+
+    @property
+    def traffic(self) -> Traffic:
+        """Bytes pushed and pulled."""
+        return Traffic(self.ledger, self.at)
 
     @property
     def key(self) -> Key:
@@ -66,11 +91,12 @@ class Record:
         return [list(spec.shape), spec.code, pieces, spec.sparse, self.flat]
 
     @staticmethod
-    def from_wire(key: Key, wire: Any) -> Record:
+    def from_wire(key: Key, wire: Any, ledger: Ledger) -> Record:
         """The record that rank 0 published."""
         try:
             shape, code, pieces, sparse, flat = wire
-            return Record(Spec(key, tuple(shape), int(code), bool(sparse)), [Piece(*p) for p in pieces], bool(flat))
+            spec = Spec(key, tuple(shape), int(code), bool(sparse))
+            return Record(spec, [Piece(*p) for p in pieces], ledger, bool(flat))
         except (TypeError, ValueError) as error:
             raise ProtocolError(f"the record of key {key!r} is malformed: {wire!r:.200}") from error
 
@@ -78,9 +104,10 @@ class Record:
 class Planner:
     """Rank 0's decision where new keys go: whole ones where the fewest bytes are, large ones over all servers."""
 
-    def __init__(self, ranges: Sequence[tuple[int, int]], bound: int) -> None:
+    def __init__(self, ranges: Sequence[tuple[int, int]], bound: int, ledger: Ledger) -> None:
         self._starts = [first for first, _ in ranges]
         self._bound = bound
+        self._ledger = ledger
         self._balancer = Balancer(len(ranges))
         self._count = 0
         self.may_split = True  # False under an updater, optimizer or codec that needs whole arrays
@@ -94,4 +121,5 @@ class Planner:
             split = self._balancer.split(rows, nbytes // rows)
         else:
             split = [(self._balancer.place(nbytes), 0, rows)]
-        return Record(spec, [Piece(self._starts[server] + ordinal, first, end) for server, first, end in split])
+        pieces = [Piece(self._starts[server] + ordinal, first, end) for server, first, end in split]
+        return Record(spec, pieces, self._ledger)

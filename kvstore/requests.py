@@ -173,8 +173,7 @@ class Filling:
         for record in {id(record): record for record, _ in self._pieces.values()}.values():
             came = [self._came[piece.wire] for piece in record.pieces]
             record.version = min(version for version, _, _ in came)
-            record.traffic.pull += sum(sent for _, sent, _ in came)
-            record.traffic.pull_raw += sum(raw for _, _, raw in came)
+            record.traffic.pulled(sum(sent for _, sent, _ in came), sum(raw for _, _, raw in came))
             if self._outs is not None and record.key in self._gathered:
                 self._fill(record)
         if self._outs is not None:
@@ -225,8 +224,8 @@ def _received(parts: list[KVPairs], records: dict[Key, Record]) -> Answers:
         found.update(zip(part.keys.tolist(), zip(rows, part.versions.tolist(), strict=True), strict=True))
     for record in records.values():
         mine = [found[piece.wire] for piece in record.pieces if piece.wire in found]
-        record.traffic.pull += sum(rows.nbytes for rows, _ in mine)
-        record.traffic.pull_raw += sum(rows.nbytes for rows, _ in mine)
+        nbytes = sum(rows.nbytes for rows, _ in mine)
+        record.traffic.pulled(nbytes, nbytes)
         if mine:  # else nothing was sent, and this may run beside the leading thread
             record.version = min(version for _, version in mine)
     return found

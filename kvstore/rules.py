@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -90,6 +90,9 @@ class Rule(Protocol):
 
     def apply(self, change: Change) -> None: ...
 
+    def alike(self, keys: Sequence[Key]) -> bool:
+        """Whether the updates of all these keys differ in their arrays only."""
+
     def by_rows(self, sparse: bool) -> bool:
         """Whether pushed rows update these rows only, of a row-sparse or a dense value."""
 
@@ -175,6 +178,9 @@ class OptimizerRule:
             mine[name] = state[own]
         return mine
 
+    def alike(self, keys: Sequence[Key]) -> bool:
+        return self.optimizer.treats_alike(keys)
+
     def by_rows(self, sparse: bool) -> bool:
         return self.optimizer.lazy_update and not self.optimizer.worker_slots
 
@@ -229,6 +235,9 @@ class UpdaterRule:
         if not np.array_equal(rows.indices, change.ids):
             raise ConfigError(name=self.what, value="other rows", allowed="change the rows that were received only")
         stored[...] = rows.data
+
+    def alike(self, keys: Sequence[Key]) -> bool:
+        return False
 
     def by_rows(self, sparse: bool) -> bool:
         return sparse

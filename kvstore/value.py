@@ -131,8 +131,12 @@ class Value:
             self.data = np.empty(0)
             self.data = _whole(data, ids, self.spec.shape)
         else:
-            np.copyto(self._target(), data if ids is None else _whole(data, ids, self.spec.shape))
-            self._swap()
+            self.replace(data if ids is None else _whole(data, ids, self.spec.shape))
+
+    def replace(self, data: Array) -> None:
+        """Become these numbers, of a dense value; the rest stays."""
+        np.copyto(self._target(), data)
+        self._swap()
 
     # -- a round ------------------------------------------------------------------------------------------------------
 

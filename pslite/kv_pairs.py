@@ -45,6 +45,8 @@ class KVPairs:
 
     def slice(self, lo: int, hi: int) -> KVPairs:
         """The pairs from index ``lo`` to ``hi``, as views."""
+        if hi - lo == len(self.keys):
+            return self
         part = replace(
             self,
             keys=self.keys[lo:hi],

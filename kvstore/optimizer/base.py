@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, TypeVar
@@ -165,6 +165,12 @@ class Optimizer(ABC):
             return _multiplier_of(self.param_dict[key], name)
         multipliers: dict[Key, float] = getattr(self, name)
         return multipliers.get(key, multipliers.get(self.param_idx2name.get(key, key), 1.0))
+
+    def treats_alike(self, keys: Sequence[Key]) -> bool:
+        """Whether all these keys have the same rates at the same update count."""
+        if not (self.param_dict or self.lr_mult or self.wd_mult):
+            return True
+        return len({(self._multiplier("lr_mult", key), self._multiplier("wd_mult", key)) for key in keys}) == 1
 
     def _clip(self, g: Array) -> None:
         """Limits each element of ``g``, in place."""

@@ -11,7 +11,7 @@ import numpy as np
 import pslite
 from kvstore.arrays import Array
 from kvstore.checkpoint.wire import held_of, pairs_of_held, pairs_of_units, units_of
-from kvstore.commands import CODED, CONTROL_APP, DATA, DATA_APP, INIT, LOAD, ROWS, SAVE, STASH, UNSTASH, USER_APP, WHOLE
+from kvstore.commands import BUNDLE, CODED, CONTROL_APP, DATA, DATA_APP, INIT, LOAD, ROWS, SAVE, STASH, UNSTASH, USER_APP, WHOLE
 from kvstore.compression import Codec, cached
 from kvstore.keys import checked
 from kvstore.rows import Content, Ids, Rows
@@ -42,19 +42,34 @@ class Service:
         self._data.set_handle(self._profile.requests(self._on_data, self.store))
 
     def _on_data(self, meta: KVMeta, pairs: KVPairs, server: KVServer) -> None:
-        keys = pairs.keys.tolist()
         rank = pslite.rank_of(meta.sender)
-        if meta.cmd != DATA:
-            self._on_other(meta, pairs, rank)
-        elif meta.push:
-            self._finish(
-                self.store.request(meta, rank, keys, _contents(meta, pairs), pull=meta.pull, codec=_codec(meta, 1))
-            )
-        elif meta.replay:  # a pull or a pushpull: the answers of pushes have no arrays, and are kept by delivery
-            wanted = () if meta.message.flags & Flag.PUSH else _wanted(pairs)
-            self._finish(self.store.read(meta, rank, keys, wanted, _codec(meta, 1)))
+        if meta.cmd == DATA:
+            self._finish(self._on_values(meta, pairs, rank))
+        elif meta.cmd == BUNDLE:
+            self._finish(self._on_bundle(meta, pairs, rank))
         else:
-            self._finish(self.store.request(meta, rank, keys, (), _wanted(pairs), True, _codec(meta, 1)))
+            self._on_other(meta, pairs, rank)
+
+    def _on_values(self, meta: KVMeta, pairs: KVPairs, rank: int) -> list[Ticket]:
+        """A push or pull, key by key."""
+        keys, codec = pairs.keys.tolist(), _codec(meta, 1)
+        if meta.push:
+            return self.store.request(meta, rank, keys, _contents(meta, pairs), pull=meta.pull, codec=codec)
+        if meta.replay:  # a pull or a pushpull: the answers of pushes have no arrays, and are kept by delivery
+            wanted = () if meta.message.flags & Flag.PUSH else _wanted(pairs)
+            return self.store.read(meta, rank, keys, wanted, codec)
+        return self.store.request(meta, rank, keys, (), _wanted(pairs), True, codec)
+
+    def _on_bundle(self, meta: KVMeta, pairs: KVPairs, rank: int) -> list[Ticket]:
+        """A push or pull of many small keys."""
+        if meta.replay:
+            return self.store.read(meta, rank, pairs.keys.tolist())
+        if not meta.push:
+            return self.store.request_all(meta, rank, pairs.keys, None, meta.pull)
+        if isinstance(pairs.vals, list):
+            raise ProtocolError("the values of a request for many keys are not one array")
+        assert meta.message.codes is not None
+        return self.store.request_all(meta, rank, pairs.keys, (pairs.vals, meta.message.codes[-1]), meta.pull)
 
     def _on_other(self, meta: KVMeta, pairs: KVPairs, rank: int) -> None:
         """What is neither a push nor a pull."""
@@ -128,7 +143,8 @@ class Service:
         elif ticket.error is not None:
             self._data.error(token, ticket.error, ticket.what)
         elif ticket.pull:
-            self._data.response(token, _answered(token.message.arrays[0], ticket))
+            answered = _bundled if token.cmd == BUNDLE else _answered
+            self._data.response(token, answered(token.message.arrays[0], ticket))
         else:
             self._data.response(token)
 
@@ -211,6 +227,15 @@ def _answered(keys: Any, ticket: Ticket) -> KVPairs:
         pairs.kinds = np.array([answer.kind for answer in answers], np.uint64)
         pairs.lens = np.array([len(answer.arrays) for answer in answers], np.int64)
     return pairs
+
+
+def _bundled(keys: Any, ticket: Ticket) -> KVPairs:
+    """What a pull of many small keys gets: all at once, or key by key."""
+    answers = [answer for answer in ticket.answers if answer is not None]
+    if len(answers) == 1 and isinstance(versions := answers[0].version, np.ndarray):
+        return KVPairs(keys, answers[0].arrays[0], versions=versions)
+    versions = np.array([answer.version for answer in answers], np.uint64)
+    return KVPairs(keys, np.concatenate([answer.arrays[0] for answer in answers], axis=None), versions=versions)
 
 
 def serve(office: Postoffice) -> int:

@@ -7,13 +7,14 @@ taken in rank order: the same bits whatever the order of arrival.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kvstore.arrays import Array
 from kvstore.checkpoint.unit import Unit
@@ -24,33 +25,22 @@ from kvstore.rules import Rule
 from kvstore.spec import Spec
 from kvstore.value import Value
 from pslite.dtypes import code_of
-from pslite.errors import DuplicateKeyError, PeerError, PSError, UnknownKeyError, WorkerFinished, WorkerLeft
+from pslite.errors import (
+    DuplicateKeyError,
+    PeerError,
+    ProtocolError,
+    PSError,
+    UnknownKeyError,
+    WorkerFinished,
+    WorkerLeft,
+)
 from pslite.memory import PLAIN, Memory
 
+from .bundle import Bundle, alike, split
+from .entry import Contribution, Entry
 from .meeting import Meeting
 from .settings import Settings
 from .ticket import Answer, Ticket
-
-
-@dataclass(slots=True, eq=False)
-class Contribution:
-    """One key of a request: a push (with content) or a pull that waits behind one (without)."""
-
-    ticket: Ticket
-    index: int
-    content: Content | None
-    ids: Ids | None  # the rows that a pull wants; None: all
-    rule: Rule | None  # in force when it arrived; rank order decides whose counts
-
-
-@dataclass(slots=True, eq=False)
-class Entry:
-    """A key with what waits for it."""
-
-    value: Value
-    split: bool  # a piece of an array whose other pieces are on other servers
-    queues: dict[int, deque[Contribution]] = field(default_factory=dict)  # by rank
-    rounds: int = 0  # rounds that were applied, or failed in user code
 
 
 @dataclass(slots=True, eq=False)
@@ -82,6 +72,7 @@ class Store:
         self._memory = memory
         self.parked = 0  # contributions in all queues
         self._entries: dict[int, Entry] = {}  # by key on the wire
+        self._bundles: dict[bytes, Bundle] = {}  # by the bytes of their keys; no key is in two of them
         self._members = set(range(num_workers))  # ranks that every round needs
         self.stash: dict[
             tuple[int, int], tuple[Array | None, int]
@@ -140,7 +131,7 @@ class Store:
             contribution = Contribution(
                 ticket, index, contents[index] if contents else None, wanted[index] if wanted else None, rule
             )
-            entry.queues.setdefault(rank, deque()).append(contribution)
+            entry.add(rank, contribution)
             self.parked += 1
             done += self._advance(entry)
         return done
@@ -168,10 +159,60 @@ class Store:
             self._find(key).value.restore(unit, self.settings.rule_of(rank))
 
     def _find(self, key: int) -> Entry:
+        """The entry of a key, which is in no bundle any more."""
         entry = self._entries.get(key)
         if entry is None:
             raise UnknownKeyError(key=key)
+        if isinstance(bundle := entry.bundle, Bundle):
+            del self._bundles[bundle.id]
+            bundle.end()
         return entry
+
+    # -- requests for many small keys ---------------------------------------------------------------------------------
+
+    def request_all(
+        self, token: Any, rank: int, keys: NDArray[np.uint64], pushed: tuple[Array, int] | None, pull: bool
+    ) -> list[Ticket]:
+        """``request`` for dense keys whose values lie behind each other in one array."""
+        rule = self.settings.rule_of(rank)
+        try:
+            bundle = self._bundle(keys, rank, rule)
+            if bundle is None:
+                contents = () if pushed is None else [(part, pushed[1]) for part in self._parts(keys, pushed[0])]
+                return self.request(token, rank, keys.tolist(), contents, pull=pull)
+            ticket = Ticket(token, rank, pull, None, 1, [None])
+            if pushed is not None:
+                bundle.value.spec.check(*pushed)
+        except PSError as error:
+            return [Ticket(token, rank, error=error)]
+        bundle.add(rank, Contribution(ticket, 0, None if pushed is None else pushed[0], None, rule))
+        self.parked += bundle.keys
+        return self._advance(bundle)
+
+    def _bundle(self, keys: NDArray[np.uint64], rank: int, rule: Rule | None) -> Bundle | None:
+        """The bundle of these keys; None if they must be served one by one."""
+        id = keys.tobytes()
+        bundle = self._bundles.get(id)
+        if bundle is None:
+            members = [self._find(key) for key in keys.tolist()]
+            if not bool(np.all(keys[1:] > keys[:-1])):
+                raise ProtocolError("the keys of a request for many are not ascending")
+            if members and alike(rule, [entry.value.spec.key for entry in members]):
+                bundle = Bundle.of(id, members)
+            if bundle is not None:
+                self._bundles[id] = bundle
+            return bundle
+        if bundle.updates_alike(rank, rule):
+            return bundle
+        del self._bundles[id]
+        bundle.end()
+        return None
+
+    def _parts(self, keys: NDArray[np.uint64], flat: Array) -> list[Array]:
+        shapes = [self._find(key).value.spec.shape for key in keys.tolist()]
+        if sum(map(math.prod, shapes)) != flat.size:
+            raise ProtocolError(f"{flat.size} values came for {len(keys)} keys of another size")
+        return split(flat, shapes)
 
     # -- rounds -------------------------------------------------------------------------------------------------------
 
@@ -207,33 +248,35 @@ class Store:
             self._apply_to(entry.value, contents, first.rule, first.ticket.rank)
         except Exception as error:  # user code: the value stays, and every contributor gets the error
             what = "" if first.rule is None else first.rule.what
-            return [t for c in contributions for t in self._fail(c.ticket, error, what)]
+            return [t for c in contributions for t in self._fail(c.ticket, entry, error, what)]
         return [t for c in contributions for t in self._finish(c, entry)]
 
     def _fail_round(self, entry: Entry, ranks: list[int], error: PeerError) -> list[Ticket]:
         """The round needs a rank that is gone: its contributors get the error, and the value stays."""
         if isinstance(error, WorkerFinished):
             error = WorkerFinished(node=error.node, reason=f"round {entry.rounds + 1} of key {entry.value.spec.key!r}")
-        return [t for rank in ranks for t in self._fail(entry.queues[rank].popleft().ticket, error)]
+        return [t for rank in ranks for t in self._fail(entry.queues[rank].popleft().ticket, entry, error)]
 
     def _finish(self, contribution: Contribution, entry: Entry) -> list[Ticket]:
         """One key of a request is done; returns the ticket when it was the last."""
         ticket = contribution.ticket
         if ticket.pull:
             try:
-                ticket.answers[contribution.index] = _answer(entry.value, contribution.ids, ticket.codec)
+                answer = _answer(entry.value, contribution.ids, ticket.codec)
             except Exception as error:  # a codec is user code: its error is this request's only
-                return self._fail(ticket, error, "the codec")
-        self.parked -= 1
+                return self._fail(ticket, entry, error, "the codec")
+            answer.version = entry.version
+            ticket.answers[contribution.index] = answer
+        self.parked -= entry.keys
         ticket.due -= 1
         if ticket.due or ticket.finished:
             return []
         ticket.finished = True
         return [ticket]
 
-    def _fail(self, ticket: Ticket, error: Exception, what: str = "") -> list[Ticket]:
+    def _fail(self, ticket: Ticket, entry: Entry, error: Exception, what: str = "") -> list[Ticket]:
         """The first error answers the request; what it does to its other keys goes on."""
-        self.parked -= 1
+        self.parked -= entry.keys
         ticket.due -= 1
         if ticket.finished:
             return []
@@ -249,21 +292,25 @@ class Store:
             self._members.discard(rank)
         done = self.settings.on_decider_gone(error) if rank == 0 else []
         done += self.meeting.on_peer_ended(rank, error)
-        return done + [t for entry in self._entries.values() for t in self._advance(entry)]
+        return done + [t for entry in self._all() for t in self._advance(entry)]
 
     def missing(self, mine: Callable[[Any], bool]) -> list[str]:
         """Who the request whose token is ``mine`` waits for: ranks, with the round and the key."""
         waiting = self.settings.missing(mine) or self.meeting.missing(mine)
         if waiting:
             return waiting
-        for entry in self._entries.values():
+        for entry in self._all():
             if any(mine(c.ticket.token) for queue in entry.queues.values() for c in queue):
                 absent = sorted(rank for rank in self._members if not entry.queues.get(rank))
                 return [f"worker {rank} (round {entry.rounds + 1} of key {entry.value.spec.key!r})" for rank in absent]
         return []
 
+    def _all(self) -> Iterable[Entry]:
+        """Everything that may have something waiting for it."""
+        return itertools.chain(self._entries.values(), self._bundles.values())
+
     def __repr__(self) -> str:
-        size = sum(e.value.data.nbytes for e in self._entries.values())
+        size = sum(entry.value.data.nbytes for entry in self._all())
         return f"<Store keys={len(self._entries)} bytes={size} parked={self.parked} {self.settings}>"
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kvstore.arrays import Array
 from kvstore.commands import WHOLE
 from kvstore.compression import Codec
@@ -16,7 +19,7 @@ class Answer:
 
     arrays: list[Array]
     codes: list[int]  # of dtypes, for each array
-    version: int
+    version: int | NDArray[np.uint64]  # of a bundle those of its keys
     kind: int = WHOLE
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import kvstore
-from kvstore.dist import MAX_AHEAD
+from kvstore.ledger import MAX_AHEAD
 from kvstore.sparse import from_dense
 
 from .direct import Cluster

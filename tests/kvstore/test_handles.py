@@ -11,7 +11,7 @@ import pytest
 
 import kvstore
 from kvstore import rules
-from kvstore.dist import MAX_AHEAD
+from kvstore.ledger import MAX_AHEAD
 from pslite.errors import (
     BarrierTimeout,
     ClosedError,

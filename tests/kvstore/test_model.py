@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 import kvstore
-from kvstore.dist import MAX_AHEAD
+from kvstore.ledger import MAX_AHEAD
 from kvstore.sparse import row_sparse_array, zeros
 from pslite.errors import PSError, RemoteError
 
@@ -44,6 +44,12 @@ BURSTS = [[0], [1], [2], [3], [0, 1], [1, 0], [1, 1, 0], [0, 0, 1, 1], [2, 0, 1]
 RULES = [("sgd", 0.5, 0.9, True), ("sgd", 0.3, 0.9, False), ("sgd", 0.5, 0.0, True), ("test",), ("mix",)]
 FORMS = ["whole", "whole", "rows", "no rows", "poison"]
 MISTAKES = ["unknown", "type of key", "shape", "dtype", "storage", "both", "init", "bad init", "row", "row of dense"]
+
+
+@pytest.fixture(autouse=True)
+def short_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists travel as one however short they are: those of these sequences too."""
+    monkeypatch.setattr("kvstore.lists.FEWEST", 1)
 
 
 @kvstore.updater("difference")
@@ -184,9 +190,13 @@ class Machine(RuleBasedStateMachine):
         if any(self.unfinished(rank, name) >= MAX_AHEAD for name in names):
             return None  # it would wait for other workers
         key, value = (names[0], values[0]) if len(ks) == 1 else (names, values)
+        if len(ks) > 1 and all(len(own) == 1 for own in [*values, *(outs or [])]):  # as scripts have lists
+            value = [own[0] for own in values]
+            if outs is not None:
+                outs = values if outs is values else [own[0] for own in outs]
         if outs is None:
             return self.ask(rank, lambda m: m.push(rank, names, values), lambda s: s.push(key, value), pushes=True)
-        filled = [(k, out, None) for k, own in zip(ks, outs, strict=True) for out in own]
+        filled = [(k, out, None) for k, own in zip(ks, outs, strict=True) for out in flattened(own)]
         out = None if outs is values else outs[0] if len(ks) == 1 else outs
         return self.ask(
             rank,
@@ -248,12 +258,14 @@ class Machine(RuleBasedStateMachine):
             self.push_to(rank, ks, [[self.array(k, form)] for k in ks])
             self.pull(rank, ks, 0)
 
-    @rule(who=st.integers(0, 3), ks=st.sampled_from(SOME), outs=st.integers(0, 2))
+    @rule(who=st.integers(0, 3), ks=st.sampled_from(SOME), outs=st.integers(0, 3))
     def pull(self, who: int, ks: list[int], outs: int) -> None:
         rank, names = self.somebody(who), [self.names[k] for k in ks]
         arrays = [[np.empty(self.specs[k][0], "float64") for _ in range(outs)] for k in ks]
+        if outs == 3:  # as they are
+            arrays = [[np.empty(self.specs[k][0], self.specs[k][1])] for k in ks]
         filled = [(k, out, None) for k, own in zip(ks, arrays, strict=True) for out in own or [None]]
-        out = arrays if outs else None
+        out = None if not outs else [own[0] for own in arrays] if outs == 3 else arrays
         self.ask(rank, lambda m: m.pull(rank, names), lambda s: s.pull(names, out=out, wait=False), outs=filled)
 
     @rule(who=st.integers(0, 3), k=st.sampled_from(KEYS), given=st.booleans())
@@ -408,6 +420,10 @@ class DistMachine(Machine):
             self.compress(None)  # nobody else could
         self.settle()  # close() raises what made a push fail, and that nobody has seen
         self.ask(rank, lambda m: m.leave(rank), lambda s: s.close(join=True))
+
+
+def flattened(own: Any) -> list[Any]:
+    return own if isinstance(own, list) else [own]
 
 
 def same(found: Any, value: Any) -> None:

@@ -1,0 +1,211 @@
+"""Calls with lists of keys: small arrays travel behind each other as one, and no step is made for each of them twice.
+
+What a list of keys comes to is found once: which of its keys travel together (``Part``), and which by themselves. The
+arrays of each call must be plain and exactly as at init; any others are left to the general path, which says what is
+wrong with them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+
+from pslite import KVPairs
+from pslite.dtypes import BFLOAT16, storage
+from pslite.errors import ProtocolError
+
+from .arrays import Array
+from .keys import Key
+from .ledger import PULL, PULL_RAW, PUSH, PUSH_RAW, PUSHES, VERSION, Ledger
+from .records import Record
+
+FEWEST = 8  # keys that are worth a part of their own
+SMALL = 16 * 1024  # bytes below which a value costs its handling, not its size
+LONGEST = 1024 * 1024  # bytes of a part: servers work on it while the next is made
+MOST_KEYS = 65_536  # of a part
+KEPT = 64  # lists whose plans are kept
+
+
+class Part:
+    """Keys of one dtype on one server that travel together, in the order of their keys on the wire."""
+
+    def __init__(self, places: Sequence[int], records: Sequence[Record]) -> None:
+        self.places = list(places)  # in the call's list
+        self._pick = None if self.places == list(range(len(places))) else itemgetter(*self.places)
+        self.dtype = storage(records[0].spec.code)
+        self.wires = np.array([record.pieces[0].wire for record in records], np.uint64)
+        self.at = np.array([record.at for record in records], np.intp)
+        self.shapes = [record.spec.shape for record in records]
+        sizes = [math.prod(shape) for shape in self.shapes]
+        self.nbytes = np.array(sizes) * self.dtype.itemsize
+        self._is_1d = all(len(shape) == 1 for shape in self.shapes)
+        self._flat = np.empty(sum(sizes), self.dtype)  # what arrays are copied to and from; used under the store's lock
+        self._came = np.empty_like(self._flat)  # the same for answers; used on the leading thread
+        bounds = list(itertools.pairwise(itertools.accumulate(sizes, initial=0)))
+        self._to, self._from = (
+            [flat[low:high].reshape(shape) for (low, high), shape in zip(bounds, self.shapes, strict=True)]
+            for flat in (self._flat, self._came)
+        )
+
+    def of(self, arrays: Sequence[Any]) -> Sequence[Any]:
+        """This part of a call's arrays."""
+        return arrays if self._pick is None else self._pick(arrays)
+
+    def takes(self, arrays: Sequence[Any], out: bool) -> bool:
+        """Whether these are plain arrays of the keys' shapes and dtype, ``out``: that may be written to."""
+        mine = self.of(arrays)
+        return (
+            set(map(type, mine)) == {np.ndarray}
+            and [array.dtype for array in mine].count(self.dtype) == len(mine)
+            and [array.shape for array in mine] == self.shapes
+            and not (out and not all([array.flags.writeable for array in mine]))
+        )
+
+    def joined(self, arrays: Sequence[Array]) -> Array:
+        """A copy of the arrays, behind each other."""
+        if self._is_1d:
+            return np.concatenate(self.of(arrays), axis=None)
+        for own, array in zip(self._to, self.of(arrays), strict=True):
+            own[...] = array
+        flat: Array = self._flat.copy()
+        return flat
+
+    def fill(self, outs: Sequence[Array], values: Array) -> None:
+        """Write an answer into the caller's arrays."""
+        self._came[...] = values
+        for out, value in zip(self.of(outs), self._from, strict=True):
+            out[...] = value
+
+
+class KeyList:
+    """What a list of keys comes to. Nothing of it changes."""
+
+    def __init__(self, records: Sequence[Record], starts: Sequence[int]) -> None:
+        groups: dict[tuple[int, int], list[int]] = {}
+        for place, record in enumerate(records):
+            if _is_small(record):
+                server = bisect_right(starts, record.pieces[0].wire)
+                groups.setdefault((server, record.spec.code), []).append(place)
+        self.parts: list[Part] = []
+        for group in groups.values():
+            group.sort(key=lambda place: records[place].pieces[0].wire)
+            self.parts += [Part(cut, [records[place] for place in cut]) for cut in _cuts(group, records)]
+        self.at = np.array([record.at for record in records], np.intp)
+        self.keys = [record.key for record in records]
+        self.bundled = (  # the keys that travel together, and their places in the ledger
+            [records[place].key for part in self.parts for place in part.places],
+            np.concatenate([part.at for part in self.parts]) if self.parts else self.at[:0],
+        )
+        together = {place for part in self.parts for place in part.places}
+        self.rest = [place for place in range(len(records)) if place not in together]
+        self._in_order = len(self.parts) == 1 and self.parts[0].places == list(range(len(records)))
+
+    def takes(self, arrays: Any, out: bool = False) -> bool:
+        """Whether these are one plain array for each key that travels with others."""
+        if not isinstance(arrays, (list, tuple)) or len(arrays) != len(self.keys):
+            return False
+        if out and not self._in_order and len(set(map(id, arrays))) < len(arrays):
+            return False  # the last of the keys that share an array is to be in it
+        return all(part.takes(arrays, out) for part in self.parts)
+
+    def of_rest(self, items: Sequence[Any]) -> list[Any]:
+        """The keys that travel by themselves, or their arrays."""
+        return [items[place] for place in self.rest]
+
+    def pushed(self, arrays: Sequence[Array], ledger: Ledger) -> Iterator[KVPairs]:
+        """What is pushed, part by part."""
+        for part in self.parts:
+            ledger.count(PUSHES, part.at, 1)
+            ledger.count(PUSH, part.at, part.nbytes)
+            ledger.count(PUSH_RAW, part.at, part.nbytes)
+            versions, rounds = ledger.column(VERSION, part.at), ledger.column(PUSHES, part.at)
+            yield KVPairs(part.wires, part.joined(arrays), versions=versions, rounds=rounds)
+
+    def wanted(self) -> Iterator[KVPairs]:
+        """A pull of all."""
+        return (KVPairs(part.wires, []) for part in self.parts)
+
+    def fresh(self) -> list[Array]:
+        """New arrays, for a pull without outs."""
+        outs: list[Array] = [np.empty(0)] * len(self.keys)
+        for part in self.parts:
+            for place, shape in zip(part.places, part.shapes, strict=True):
+                outs[place] = np.empty(shape, part.dtype)
+        return outs
+
+
+class Answers:
+    """The answers of a pull of a list, as they come; all runs on the leading thread."""
+
+    def __init__(self, plan: KeyList, outs: Sequence[Array], ledger: Ledger, result: Any) -> None:
+        self._parts = {int(part.wires[0]): part for part in plan.parts}
+        self._outs, self._ledger, self._result = outs, ledger, result
+
+    def take(self, answer: KVPairs) -> None:
+        """Put a part where it belongs; does no harm if it is done again."""
+        part = self._parts.get(int(answer.keys[0]) if len(answer.keys) else -1)
+        values = answer.vals
+        if part is None or not isinstance(values, np.ndarray) or answer.versions is None:
+            raise ProtocolError("an answer of values that were not asked for")
+        if values.size != part.nbytes.sum() // part.dtype.itemsize or answer.versions.shape != part.at.shape:
+            raise ProtocolError(f"{values.size} values came for {len(part.at)} keys")
+        part.fill(self._outs, values)
+        self._ledger.set(VERSION, part.at, answer.versions)
+
+    def finish(self, _: object) -> Any:
+        """What the call returns, when all is there."""
+        for part in self._parts.values():
+            self._ledger.count(PULL, part.at, part.nbytes)
+            self._ledger.count(PULL_RAW, part.at, part.nbytes)
+        return self._result
+
+
+class Plans:
+    """The plans of the lists that were used last. Thread-safe: what is lost is made again."""
+
+    def __init__(self, ranges: Sequence[tuple[int, int]]) -> None:
+        self._starts = [first for first, _ in ranges]
+        self._plans: dict[tuple[Key, ...], KeyList | None] = {}  # replaced when it is full
+
+    def of(self, keys: Sequence[Key], records: Mapping[Key, Record], kind: type | None) -> KeyList | None:
+        """The plan of a list of keys, of which some travel together; all must be of type ``kind``."""
+        if len(keys) < FEWEST or set(map(type, keys)) != {kind}:
+            return None
+        name, plans = tuple(keys), self._plans
+        if name in plans:
+            return plans[name]
+        mine = [records[key] for key in name if key in records]
+        if len(mine) < len(name) or len(set(name)) < len(name):
+            return None
+        plan = KeyList(mine, self._starts)
+        found = plan if plan.parts else None
+        if len(plans) < KEPT:
+            plans[name] = found
+        else:
+            self._plans = {name: found}
+        return found
+
+
+def _is_small(record: Record) -> bool:
+    spec = record.spec
+    return record.whole and not record.flat and not spec.sparse and spec.code != BFLOAT16 and spec.nbytes < SMALL
+
+
+def _cuts(places: list[int], records: Sequence[Record]) -> Iterator[list[int]]:
+    """Parts of a group, none too large, and none too small to be worth it."""
+    cut: list[int] = []
+    size = 0
+    for place in places:
+        if size > LONGEST or len(cut) == MOST_KEYS:
+            yield cut
+            cut, size = [], 0
+        cut.append(place)
+        size += records[place].spec.nbytes
+    if len(cut) >= FEWEST:
+        yield cut

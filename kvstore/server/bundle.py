@@ -1,0 +1,135 @@
+"""Small keys that are pushed and pulled together: one array, one queue per rank, no step for each key.
+
+A bundle stands for its keys while requests name all of them. It has their values behind each other in one array, the
+optimizer's slots likewise, and is an entry like that of a single key. As soon as anything else is asked of one of its
+keys it ends: each key gets its part of the arrays, and of everything that waits. So the results are those of single
+keys, to the bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvstore.arrays import Array
+from kvstore.keys import Key
+from kvstore.rows import Rows
+from kvstore.rules import Rule
+from kvstore.spec import Spec
+from kvstore.value import Value
+
+from .entry import Contribution, Entry
+
+_NOTHING = np.empty(0)  # the value of a key while a bundle has it
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Bundle(Entry):
+    """The entry of several keys, in the order of their keys on the wire."""
+
+    id: bytes  # its keys on the wire
+    members: list[Entry]
+    versions: NDArray[np.uint64]  # of the members' values when they were put together; ``value`` counts from there on
+    begun: int  # rounds of the first member at that time
+    fitting: dict[int, Rule] = field(default_factory=dict)  # by rank: the last rule found to update all keys alike
+
+    @property
+    def keys(self) -> int:
+        return len(self.members)
+
+    @property
+    def version(self) -> NDArray[np.uint64]:
+        now: NDArray[np.uint64] = self.versions + np.uint64(self.value.version)
+        return now
+
+    @staticmethod
+    def of(id: bytes, members: Sequence[Entry]) -> Bundle | None:
+        """Put entries together, unless they differ in what one update would have to do, or something waits for one."""
+        values = [entry.value for entry in members]
+        first = values[0]
+        if any(queue for entry in members for queue in entry.queues.values()) or not _alike(first, values):
+            return None
+        spec = Spec(first.spec.key, (sum(math.prod(v.spec.shape) for v in values),), first.spec.code)
+        state = {name: _joined([v.state[name] for v in values]) for name in first.state}
+        value = Value(spec, _NOTHING, first.memory, state=state, count=first.count, rule=first.rule)
+        value.replace(_joined([v.data for v in values]))
+        versions = np.array([v.version for v in values], np.uint64)
+        begun = members[0].rounds
+        bundle = Bundle(value, False, rounds=begun, id=id, members=list(members), versions=versions, begun=begun)
+        for entry in members:
+            entry.bundle = bundle
+            entry.value.data, entry.value.spare, entry.value.state = _NOTHING, None, {}
+        return bundle
+
+    def updates_alike(self, rank: int, rule: Rule | None) -> bool:
+        """Whether the rule of this worker's contributions does to all keys at once what it would do to each."""
+        if rule is None or self.fitting.get(rank) is rule:
+            return True
+        if not alike(rule, [entry.value.spec.key for entry in self.members]):
+            return False
+        self.fitting[rank] = rule
+        return True
+
+    def end(self) -> None:
+        """Give each key its part of the values and the slots, and of everything that waits."""
+        data, state = self.parts(self.value.data), {n: self.parts(slot) for n, slot in self.value.state.items()}
+        versions = self.version.tolist()
+        for i, entry in enumerate(self.members):
+            value, entry.bundle = entry.value, None
+            value.replace(data[i])
+            value.version = versions[i]
+            value.state = {name: slots[i] for name, slots in state.items()}
+            value.count, value.rule = self.value.count, self.value.rule
+            entry.rounds += self.rounds - self.begun
+        for rank, queue in self.queues.items():
+            for whole in queue:
+                self._hand_out(rank, whole)
+
+    def _hand_out(self, rank: int, whole: Contribution) -> None:
+        ticket = whole.ticket
+        ticket.due, ticket.answers = self.keys, [None] * self.keys
+        assert not isinstance(whole.content, Rows)
+        contents = [None] * self.keys if whole.content is None else self.parts(whole.content)
+        for index, (entry, content) in enumerate(zip(self.members, contents, strict=True)):
+            entry.add(rank, Contribution(ticket, index, content, None, whole.rule))
+
+    def parts(self, flat: Array) -> list[Array]:
+        """Each key's part of an array, as a view."""
+        return split(flat, [entry.value.spec.shape for entry in self.members])
+
+
+def alike(rule: Rule | None, keys: Sequence[Key]) -> bool:
+    """Whether a rule may update these keys as one array."""
+    return rule is None or (rule.splits and rule.trusted and rule.alike(keys))
+
+
+def split(flat: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
+    """Views of the arrays that lie behind each other in one."""
+    parts, low = [], 0
+    for shape in shapes:
+        high = low + math.prod(shape)
+        parts.append(flat[low:high].reshape(shape))
+        low = high
+    return parts
+
+
+def _joined(arrays: list[Array]) -> Array:
+    return np.concatenate([array.reshape(-1) for array in arrays])
+
+
+def _alike(first: Value, values: list[Value]) -> bool:
+    """Whether all values are dense, of one dtype, and were updated alike."""
+    slots = {name: slot.dtype for name, slot in first.state.items()}
+    return all(
+        v.spec.code == first.spec.code
+        and not v.spec.sparse
+        and v.rule is first.rule
+        and v.count == first.count
+        and {name: slot.dtype for name, slot in v.state.items()} == slots
+        and all(slot.shape == v.spec.shape for slot in v.state.values())
+        for v in values
+    )

@@ -1,0 +1,51 @@
+"""A key of a server with the requests that wait for it."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvstore.rows import Content, Ids
+from kvstore.rules import Rule
+from kvstore.value import Value
+
+from .ticket import Ticket
+
+
+@dataclass(slots=True, eq=False)
+class Contribution:
+    """One key of a request: a push (with content) or a pull that waits behind one (without)."""
+
+    ticket: Ticket
+    index: int
+    content: Content | None
+    ids: Ids | None  # the rows that a pull wants; None: all
+    rule: Rule | None  # in force when it arrived; rank order decides whose counts
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A key with what waits for it."""
+
+    value: Value
+    split: bool  # a piece of an array whose other pieces are on other servers
+    queues: dict[int, deque[Contribution]] = field(default_factory=dict)  # by rank
+    rounds: int = 0  # rounds that were applied, or failed in user code
+    bundle: Entry | None = None  # which has its value now, and what waits for it
+
+    @property
+    def keys(self) -> int:
+        """How many keys this is."""
+        return 1
+
+    @property
+    def version(self) -> int | NDArray[np.uint64]:
+        """What answers tell."""
+        return self.value.version
+
+    def add(self, rank: int, contribution: Contribution) -> None:
+        """Put it behind what this rank asked for before."""
+        self.queues.setdefault(rank, deque()).append(contribution)
