@@ -25,7 +25,7 @@ from .keys import Key
 from .ledger import PULL, PULL_RAW, PUSH, PUSH_RAW, PUSHES, VERSION, Ledger
 from .records import Record
 
-FEWEST = 8  # keys that are worth a part of their own
+FEWEST = 8  # keys that are worth a part of their own; more than one
 SMALL = 16 * 1024  # bytes below which a value costs its handling, not its size
 LONGEST = 1024 * 1024  # bytes of a part: servers work on it while the next is made
 MOST_KEYS = 65_536  # of a part

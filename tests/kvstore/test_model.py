@@ -48,8 +48,8 @@ MISTAKES = ["unknown", "type of key", "shape", "dtype", "storage", "both", "init
 
 @pytest.fixture(autouse=True)
 def short_lists(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lists travel as one however short they are: those of these sequences too."""
-    monkeypatch.setattr("kvstore.lists.FEWEST", 1)
+    """Lists travel as one however short they are."""
+    monkeypatch.setattr("kvstore.lists.FEWEST", 2)
 
 
 @kvstore.updater("difference")
