@@ -6,7 +6,7 @@ arrays on any device, and whatever offers the buffer protocol or ``__dlpack__``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,20 +144,23 @@ def accumulate(arrays: Sequence[Array], code: int, out: Array | None = None, wid
         for low in range(0, flat.size, BLOCK):
             block = slice(low, low + BLOCK)
             part = flat[block] if keep else widen(flat[block], code)
-            add_up([term[block] for term in terms], code, part)
+            add_up((widen(term[block], code) for term in terms), code, part)
             if not keep:
                 narrow(part, flat[block], code)
     return total
 
 
-def add_up(terms: Sequence[Array], code: int, out: Array) -> None:
-    """Writes the sum of two or more arrays, from left to right, into ``out``: float32 for float16 and bfloat16."""
+def add_up(terms: Iterable[Array], code: int, out: Array) -> None:
+    """Writes the sum of two or more arrays, as ``widen`` gives them, into ``out``, from left to right.
+
+    The first may be ``out``, and each is read before the next is asked for.
+    """
     add = np.logical_or if code == _BOOL else np.add
-    if code in LOW_PRECISION:
-        terms = [widen(term, code) for term in terms]
-    add(terms[0], terms[1], out=out)
-    for term in terms[2:]:
-        add(out, term, out=out)
+    rest = iter(terms)
+    total = next(rest)
+    for term in rest:
+        add(total, term, out=out)
+        total = out
 
 
 def _view(value: object, key: object) -> tuple[Array, int]:

@@ -33,8 +33,8 @@ from .compression import Codec
 from .contents import check_outs, checked, read_content, rows_wanted, summed
 from .handle import Handle, together
 from .keys import Group, Key, group
-from .lending import Lending, lendable
 from .ledger import Ahead, Ledger, Ordinals
+from .lending import Lending, lendable
 from .lists import Answers, KeyList, Plans
 from .member import Member
 from .optimizer.base import Optimizer

@@ -14,10 +14,12 @@ from pslite.errors import DTypeError, RowIndexError, ShapeError
 
 from .arrays import BLOCK, Array, Tensor, accumulate, narrow, read, widen
 from .pages import lazy_zeros
+from .sums import Deferred
 
 __all__ = [
     "Content",
     "Ids",
+    "Received",
     "Rows",
     "as_dense",
     "checked_ids",
@@ -53,6 +55,9 @@ class Rows:
 
 Content = Array | Rows
 """What a push brings for a key: the whole array, or some rows of it."""
+
+Received = Content | Deferred
+"""What is there of it where it is applied: an array may be decoded only then."""
 
 
 def checked_ids(ids: Array, count: int, rows: int, key: object) -> Ids:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from pslite.dtypes import storage
 
-from .arrays import LOW_PRECISION, Array, accumulate, add_up, narrow, widen
+from .arrays import BLOCK, LOW_PRECISION, Array, accumulate, add_up, narrow, widen
 
-__all__ = ["Sum"]
+__all__ = ["Deferred", "Sum"]
+
+
+class Deferred(Protocol):
+    """A float32 array that is made when it is needed, a block at a time."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def block(self, low: int, out: Array) -> None:
+        """Writes the flattened elements from ``low``, a multiple of BLOCK, into ``out``: BLOCK of them, or the rest."""
 
 
 class Sum:
@@ -19,45 +30,67 @@ class Sum:
     ``wide``: float16 and bfloat16 are not rounded, the sum is float32.
     """
 
-    __slots__ = ("_flat", "_rounds", "arrays", "code", "wide")
+    __slots__ = ("_arrays", "_code", "_scratch", "_shape", "_terms", "_wide")
 
-    def __init__(self, arrays: Sequence[Array], code: int, wide: bool = False) -> None:
-        self.arrays = arrays
-        self.code = code
-        self.wide = wide
-        self._rounds = code in LOW_PRECISION and not wide and len(arrays) > 1
-        self._flat = [array.reshape(-1) for array in arrays]
+    def __init__(self, terms: Sequence[Array | Deferred], code: int, wide: bool = False) -> None:
+        self._code, self._wide = code, wide
+        self._arrays = [term for term in terms if isinstance(term, np.ndarray)]
+        self._terms = [term.reshape(-1) if isinstance(term, np.ndarray) else term for term in terms]
+        self._shape = terms[0].shape
+        self._scratch: Array | None = None  # for deferred terms but the first
 
     def whole(self) -> Array:
         """The sum in a new array."""
-        return accumulate(self.arrays, self.code, wide=self.wide)
+        if len(self._arrays) == len(self._terms):
+            return accumulate(self._arrays, self._code, wide=self._wide)
+        out = np.empty(self._shape, storage(self._code))
+        self.into(out)
+        return out
 
     def view(self) -> Array:
         """The sum, to be read only: what was pushed itself if it is all there is."""
-        alone = len(self.arrays) == 1 and not (self.wide and self.code in LOW_PRECISION)
-        return self.arrays[0] if alone else self.whole()
+        alone = len(self._terms) == len(self._arrays) == 1 and not (self._wide and self._code in LOW_PRECISION)
+        return self._arrays[0] if alone else self.whole()
 
     def into(self, out: Array) -> None:
         """Writes the sum into ``out``, of the storage dtype."""
-        accumulate(self.arrays, self.code, out)
+        if len(self._arrays) == len(self._terms):
+            accumulate(self._arrays, self._code, out)
+            return
+        flat = out.reshape(-1)
+        with np.errstate(all="ignore"):
+            for low in range(0, flat.size, BLOCK):
+                self.block(low, 1, flat[low : low + BLOCK])
 
-    def block(self, low: int, high: int, scale: float, out: Array) -> None:
-        """Writes ``scale`` times the sum of the flattened elements from ``low`` to ``high`` into ``out``.
+    def block(self, low: int, scale: float, out: Array) -> None:
+        """Writes ``scale`` times the sum into ``out``: of the flattened elements from ``low``, a multiple of BLOCK, to
+        ``low + BLOCK`` or the end.
 
         ``out`` is float32 for float16 and bfloat16. numpy's warnings are the caller's affair.
         """
-        terms = [flat[low:high] for flat in self._flat]
-        if len(terms) == 1:
-            term = widen(terms[0], self.code)
-            if scale == 1:
-                np.copyto(out, term, casting="same_kind")
-            else:
+        if len(self._terms) == 1:
+            [term] = self._parts(low, out)
+            if scale != 1:
                 np.multiply(term, scale, out=out, casting="same_kind")
+            elif term is not out:
+                np.copyto(out, term, casting="same_kind")
             return
-        add_up(terms, self.code, out)
-        if self._rounds:
-            rounded = np.empty(out.shape, storage(self.code))
-            narrow(out, rounded, self.code)
-            out[...] = widen(rounded, self.code)
+        add_up(self._parts(low, out), self._code, out)
+        if self._code in LOW_PRECISION and not self._wide:
+            rounded = np.empty(out.shape, storage(self._code))
+            narrow(out, rounded, self._code)
+            out[...] = widen(rounded, self._code)
         if scale != 1:
             np.multiply(out, scale, out=out)
+
+    def _parts(self, low: int, out: Array) -> Iterator[Array]:
+        """The block of each term, good until the next is asked for; that of a first deferred one is in ``out``."""
+        for index, term in enumerate(self._terms):
+            if isinstance(term, np.ndarray):
+                yield widen(term[low : low + out.size], self._code)
+                continue
+            if index and self._scratch is None:
+                self._scratch = np.empty(BLOCK, np.float32)
+            part = self._scratch[: out.size] if index and self._scratch is not None else out
+            term.block(low, part)
+            yield part

@@ -22,7 +22,7 @@ from .checkpoint.unit import PULLED, SENT, SLOT, VALUE, Unit
 from .compression import Codec, Feedback
 from .optimizer.base import State
 from .pages import in_small_pages, lazy_zeros
-from .rows import Content, Ids, Rows, as_dense, dense, merge, rows_with_bits, scatter
+from .rows import Content, Ids, Received, Rows, dense, merge, rows_with_bits, scatter
 from .rules import Change, Rule
 from .spec import Spec
 from .sums import Sum
@@ -140,7 +140,7 @@ class Value:
 
     # -- a round ------------------------------------------------------------------------------------------------------
 
-    def apply(self, contents: Sequence[Content], rule: Rule | None, rank: int = 0) -> None:
+    def apply(self, contents: Sequence[Received], rule: Rule | None, rank: int = 0) -> None:
         """Contributions in rank order become the new value; an error, of user code, leaves everything as it was.
 
         ``rank``: the lowest of the contributing workers.
@@ -152,12 +152,13 @@ class Value:
             self._update(received, rule, rank)
         self.version += 1
 
-    def _received(self, contents: Sequence[Content], wide: bool) -> Sum | Rows:
+    def _received(self, contents: Sequence[Received], wide: bool) -> Sum | Rows:
         """What all have pushed together: rows if all are rows."""
         rows = [content for content in contents if isinstance(content, Rows)]
         if len(rows) == len(contents):
             return merge(rows, self.spec.code, wide)
-        return Sum([as_dense(content, self.spec.shape) for content in contents], self.spec.code, wide)
+        terms = [dense(content, self.spec.shape) if isinstance(content, Rows) else content for content in contents]
+        return Sum(terms, self.spec.code, wide)
 
     def _assign(self, received: Sum | Rows) -> None:
         if self.spec.sparse:

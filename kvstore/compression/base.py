@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
@@ -11,6 +12,7 @@ import numpy as np
 
 from kvstore.arguments import check_described, check_taken, decode, encode, parameters
 from kvstore.arrays import BLOCK, Array
+from kvstore.sums import Deferred
 from pslite.errors import ConfigError, ProtocolError, PSError
 
 __all__ = ["Codec", "cached", "check", "create", "drop_nonfinite", "register", "registered", "salt"]
@@ -72,6 +74,10 @@ class Codec(ABC):
             got = f"decode gave shape {list(values.shape)}"
             raise ConfigError(name=f"codec {type(self).__name__}", value=got, allowed=f"it must give shape [{size}]")
         return values
+
+    def deferred(self, code: Sequence[Array], shape: tuple[int, ...], salt: int) -> Array | Deferred:
+        """What ``decoded`` gives, of this shape; maybe not yet decoded, but all errors are raised now."""
+        return self.decoded(code, math.prod(shape), salt).reshape(shape)
 
     def salt_of(self, key: int | str, number: int, rank: int) -> int:
         """The salt of the ``number``-th push of ``key`` by worker ``rank``."""

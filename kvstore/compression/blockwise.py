@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from kvstore.arrays import BLOCK, Array
+from kvstore.sums import Deferred
 
 from .base import Codec, check, drop_nonfinite
 
@@ -54,6 +56,17 @@ class Blockwise(Codec):
                 self.decode_block(part, out[low:high])
         return out
 
+    def deferred(self, code: Sequence[Array], shape: tuple[int, ...], salt: int) -> Array | Deferred:
+        if not self.trusted or BLOCK % self.unit:
+            return super().deferred(code, shape, salt)
+        check(self, code, self.layout(math.prod(shape)))
+        return _Deferred(self, code, shape)
+
+    def part(self, code: Sequence[Array], low: int, high: int) -> list[Array]:
+        """The code of the elements from ``low``, a multiple of ``unit``, to ``high``."""
+        ends = zip(self.layout(low), self.layout(high), strict=True)
+        return [array[a:b] for array, ((_, a), (_, b)) in zip(code, ends, strict=True)]
+
     def feed(self, residual: Array, grad: Array, salt: int) -> list[Array]:
         code = self._zeros(residual.size)
         scratch = np.empty(min(residual.size, self._step()), np.float32)
@@ -76,8 +89,19 @@ class Blockwise(Codec):
         """(first, end, the code's part) of each block."""
         for low in range(0, size, self._step()):
             high = min(low + self._step(), size)
-            ends = zip(self.layout(low), self.layout(high), strict=True)
-            yield low, high, [array[a:b] for array, ((_, a), (_, b)) in zip(code, ends, strict=True)]
+            yield low, high, self.part(code, low, high)
+
+
+class _Deferred:
+    """What a code stands for: decoded where it is added, it is never in memory whole."""
+
+    def __init__(self, codec: Blockwise, code: Sequence[Array], shape: tuple[int, ...]) -> None:
+        self.shape = shape
+        self._codec = codec
+        self._code = code
+
+    def block(self, low: int, out: Array) -> None:
+        self._codec.decode_block(self._codec.part(self._code, low, low + out.size), out)
 
 
 def unpack(table: Array, code: Array, out: Array) -> None:

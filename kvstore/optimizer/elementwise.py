@@ -71,7 +71,7 @@ class Elementwise(Optimizer):
             for low in range(0, after.size, BLOCK):
                 high = min(low + BLOCK, after.size)
                 g, tmp = scratch[:, : high - low]
-                received.block(low, high, rescale, g)
+                received.block(low, rescale, g)
                 w = after[low:high]
                 if master is not None:
                     w = master[low:high]

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from kvstore.arrays import Array
 from kvstore.keys import Key
-from kvstore.rows import Rows
 from kvstore.rules import Rule
 from kvstore.spec import Spec
 from kvstore.value import Value
@@ -92,7 +91,7 @@ class Bundle(Entry):
     def _hand_out(self, rank: int, whole: Contribution) -> None:
         ticket = whole.ticket
         ticket.due, ticket.answers = self.keys, [None] * self.keys
-        assert not isinstance(whole.content, Rows)
+        assert whole.content is None or isinstance(whole.content, np.ndarray), "a bundle has whole values"
         contents = [None] * self.keys if whole.content is None else self.parts(whole.content)
         for index, (entry, content) in enumerate(zip(self.members, contents, strict=True)):
             entry.add(rank, Contribution(ticket, index, content, None, whole.rule))

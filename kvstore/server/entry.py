@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from kvstore.rows import Content, Ids
+from kvstore.rows import Ids, Received
 from kvstore.rules import Rule
 from kvstore.value import Value
 
@@ -21,7 +21,7 @@ class Contribution:
 
     ticket: Ticket
     index: int
-    content: Content | None
+    content: Received | None
     ids: Ids | None  # the rows that a pull wants; None: all
     rule: Rule | None  # in force when it arrived; rank order decides whose counts
 

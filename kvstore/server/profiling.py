@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from kvstore.commands import BUNDLE, DATA, INIT
-from kvstore.rows import Content
+from kvstore.rows import Received
 from kvstore.rules import Rule
 from kvstore.tracing import Args, Process, Recorder, nbytes
 from kvstore.value import Value
@@ -74,7 +74,7 @@ class Profile:
                 args["error"] = None if ticket.error is None else type(ticket.error).__name__
                 args["sent"] = sum(a.nbytes for answer in ticket.answers if answer is not None for a in answer.arrays)
 
-    def apply(self, value: Value, contents: Sequence[Content], rule: Rule | None, rank: int) -> None:
+    def apply(self, value: Value, contents: Sequence[Received], rule: Rule | None, rank: int) -> None:
         """``Value.apply``, as an event."""
         if not self._recorder.running:
             value.apply(contents, rule, rank)

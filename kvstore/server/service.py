@@ -11,7 +11,21 @@ import numpy as np
 import pslite
 from kvstore.arrays import Array
 from kvstore.checkpoint.wire import held_of, pairs_of_held, pairs_of_units, units_of
-from kvstore.commands import BUNDLE, CODED, CONTROL_APP, DATA, DATA_APP, INIT, LOAD, ROWS, SAVE, STASH, UNSTASH, USER_APP, WHOLE
+from kvstore.commands import (
+    BUNDLE,
+    CODED,
+    CONTROL_APP,
+    DATA,
+    DATA_APP,
+    INIT,
+    LOAD,
+    ROWS,
+    SAVE,
+    STASH,
+    UNSTASH,
+    USER_APP,
+    WHOLE,
+)
 from kvstore.compression import Codec, cached
 from kvstore.keys import checked
 from kvstore.rows import Content, Ids, Rows

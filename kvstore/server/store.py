@@ -20,7 +20,7 @@ from kvstore.arrays import Array
 from kvstore.checkpoint.unit import Unit
 from kvstore.commands import CODED, WHOLE
 from kvstore.compression import Codec
-from kvstore.rows import Content, Ids
+from kvstore.rows import Content, Ids, Received
 from kvstore.rules import Rule
 from kvstore.spec import Spec
 from kvstore.value import Value
@@ -61,7 +61,7 @@ class Coded:
     number: int
 
 
-Apply = Callable[[Value, Sequence[Content], Rule | None, int], None]
+Apply = Callable[[Value, Sequence[Received], Rule | None, int], None]
 
 
 class Store:
@@ -314,12 +314,12 @@ class Store:
         return f"<Store keys={len(self._entries)} bytes={size} parked={self.parked} {self.settings}>"
 
 
-def _content(spec: Spec, content: Content | Coded, code: int, rank: int) -> Content:
-    """What is pushed, checked, and decoded if need be."""
+def _content(spec: Spec, content: Content | Coded, code: int, rank: int) -> Received:
+    """What is pushed, checked; what is coded can be decoded, or is."""
     if isinstance(content, Coded):
         spec.check(np.broadcast_to(np.float32(0), spec.shape), code)
         codec, salt = content.codec, content.codec.salt_of(spec.key, content.number, rank)
-        return codec.decoded(content.arrays, math.prod(spec.shape), salt).reshape(spec.shape)
+        return codec.deferred(content.arrays, spec.shape, salt)
     spec.check(content, code)
     return content
 

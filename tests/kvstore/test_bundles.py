@@ -15,7 +15,7 @@ from kvstore import rules
 from kvstore.server.store import Store, Ticket
 from kvstore.value import Value
 from pslite.dtypes import CODES
-from pslite.errors import ProtocolError, ShapeError, UnknownKeyError, WorkerFinished, WorkerLeft, PeerLost
+from pslite.errors import PeerLost, ProtocolError, ShapeError, UnknownKeyError, WorkerFinished, WorkerLeft
 
 from .driving import Driver
 

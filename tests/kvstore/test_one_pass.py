@@ -16,6 +16,7 @@ from kvstore.rules import OptimizerRule
 from kvstore.spec import Spec
 from kvstore.value import Value
 from pslite.dtypes import BFLOAT16, CODES, storage
+from pslite.errors import ProtocolError
 
 SIZES = [0, 1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 3]
 ODD = np.array([np.nan, np.inf, -np.inf, -0.0, 0.0, 1e-45, 3e38, 65504.0])
@@ -125,3 +126,38 @@ def test_every_optimizer_of_elements(which: str, name: str, multi_precision: boo
         for slot, array in state.items():
             found = slots.get(f"{slot}@0", slots.get(slot))  # of the worker, if each has its own
             assert found is not None and bits(found, slot) == bits(array, slot)
+
+
+@pytest.mark.parametrize("size", [1, BLOCK + 1, 2 * BLOCK + 3])
+@pytest.mark.parametrize(
+    "params",
+    [{"type": "2bit"}, {"type": "1bit"}, {"type": "fp16"}, {"type": "bf16"}, {"type": "int8"}, {"type": "terngrad"},
+     {"type": "int4", "block": 100}, {"type": "sign"}],
+    ids=lambda p: p["type"],
+)  # fmt: skip
+@pytest.mark.parametrize("order", ["c", "cc", "ac", "ca", "cac", "acc"])
+def test_what_is_decoded_where_it_is_added(params: dict[str, Any], size: int, order: str) -> None:
+    """Compressed pushes (c), beside arrays (a), are summed as if they were decoded whole."""
+    codec, _ = kvstore.compression.create(params)
+    assert codec is not None
+    rng = np.random.default_rng(3)
+    arrays, terms = [], []
+    for salt, kind in enumerate(order):
+        array = rng.standard_normal(size).astype(np.float32)
+        code = codec.encode(array, salt)
+        arrays.append(array if kind == "a" else codec.decode(code, size, salt))
+        terms.append(array if kind == "a" else codec.deferred(code, (size,), salt))
+    for rule in (None, OptimizerRule(kvstore.optimizer.create("adam"))):
+        mine, theirs = (Value.create(Spec("w", (size,), CODES["float32"]), np.ones(size, np.float32)) for _ in "ab")
+        for _ in range(2):
+            mine.apply(terms, rule)
+            theirs.apply(arrays, rule)
+            assert mine.data.tobytes() == theirs.data.tobytes()
+
+
+@pytest.mark.parametrize("name", ["2bit", "fp16", "int8", "sign"])
+def test_a_malformed_code_is_refused_when_it_comes(name: str) -> None:
+    codec, _ = kvstore.compression.create({"type": name})
+    assert codec is not None
+    with pytest.raises(ProtocolError, match="malformed"):
+        codec.deferred(codec.encode(np.ones(64, np.float32), 0), (2, 64), 0)
