@@ -17,7 +17,7 @@ from .arrays import Array, Tensor, accumulate, check_out, is_array, read, write
 from .devices import device_sum
 from .frameworks import is_elsewhere
 from .keys import Group, Key
-from .rows import Content, Ids, Rows, merge, nonzero_rows, wanted_ids
+from .rows import Content, Ids, Rows, merge, nonzero_rows, union, wanted_ids
 from .sparse import RowSparseArray
 from .spec import Spec
 
@@ -116,7 +116,7 @@ class RowsWanted:
         """Put the rows of ``ids`` where they are wanted; returns the arrays, new ones where none were given."""
         filled = []
         for out, ids in self.outs:
-            own = Rows(ids.copy(), rows[np.searchsorted(self.ids, ids)])
+            own = Rows(ids.copy(), rows.copy() if ids.size == self.ids.size else rows[np.searchsorted(self.ids, ids)])
             if out is None:
                 out = RowSparseArray(own, self.spec.code, self.spec.shape)
             else:
@@ -139,7 +139,7 @@ def rows_wanted(keys: Sequence[Key], out: Any, row_ids: Any, specs: dict[Key, Sp
         want = _wanted(specs[key], own, rows)
         if key in wants:
             before = wants[key]
-            want = RowsWanted(want.spec, before.outs + want.outs, np.union1d(before.ids, want.ids))
+            want = RowsWanted(want.spec, before.outs + want.outs, union([before.ids, want.ids]))
         wants[key] = want
     return list(wants.values())
 
@@ -166,7 +166,7 @@ def _wanted(spec: Spec, out: Any, row_ids: Any) -> RowsWanted:
         raise ConfigError(name="row_ids", value=f"{len(given)} arrays for key {spec.key!r}", allowed=allowed)
     found = [wanted_ids(ids, spec.shape[0], spec.key) for ids in given]
     per_out = found * len(outs) if len(found) == 1 else found
-    together = found[0] if len(found) == 1 else np.unique(np.concatenate(found))
+    together = found[0] if len(found) == 1 else union(found)
     return RowsWanted(spec, list(zip(outs, per_out, strict=True)), together)
 
 

@@ -24,12 +24,14 @@ __all__ = [
     "as_dense",
     "checked_ids",
     "dense",
+    "gather",
     "merge",
     "nonzero_rows",
     "read_ids",
     "row_numbers",
     "rows_with_bits",
     "scatter",
+    "union",
     "wanted_ids",
 ]
 
@@ -66,7 +68,7 @@ def checked_ids(ids: Array, count: int, rows: int, key: object) -> Ids:
         raise DTypeError(key=str(key), got=f"{ids.dtype} row ids of shape {ids.shape}", expected="1-D int64")
     if ids.size != count:
         raise ShapeError(key=str(key), got=[count], expected=[ids.size])
-    if ids.size and not bool((ids[1:] > ids[:-1]).all()):
+    if not _ascending(ids):
         raise ShapeError(key=str(key), got=["row ids that are not ascending and unique"], expected=[ids.size])
     _check_range(ids, rows, key)
     return ids
@@ -77,7 +79,8 @@ def wanted_ids(row_ids: Any, rows: int, key: object) -> Ids:
 
     Raises RowIndexError for an id outside of 0 to rows - 1, DTypeError for what is not real numbers.
     """
-    return np.unique(row_numbers(row_ids, rows, key))
+    ids = row_numbers(row_ids, rows, key)
+    return ids if _ascending(ids) else union([ids])
 
 
 def row_numbers(row_ids: Any, rows: int, key: object) -> Ids:
@@ -110,6 +113,18 @@ def _check_range(ids: Ids, rows: int, key: object) -> None:
         raise RowIndexError(key=str(key), got=str(got), rows=rows)
 
 
+def _ascending(ids: Ids) -> bool:
+    return bool((ids[1:] > ids[:-1]).all())
+
+
+def union(parts: Sequence[Ids]) -> Ids:
+    """All ids, ascending, each once."""
+    ids = np.sort(np.concatenate(parts), kind="stable")  # which merges what is in order already; np.unique would not
+    first = np.ones(ids.size, np.bool_)
+    np.not_equal(ids[1:], ids[:-1], out=first[1:])
+    return ids[first]
+
+
 def merge(parts: Sequence[Rows], code: int, wide: bool = False) -> Rows:
     """The union of the rows; a row that several parts have is summed from left to right, as ``accumulate`` does.
 
@@ -118,14 +133,14 @@ def merge(parts: Sequence[Rows], code: int, wide: bool = False) -> Rows:
     first, *others = parts
     if all(np.array_equal(part.ids, first.ids) for part in others):
         return Rows(first.ids.copy(), accumulate([part.data for part in parts], code, wide=wide))
-    ids: Ids = np.unique(np.concatenate([part.ids for part in parts]))
+    ids = union([part.ids for part in parts])
     add = np.logical_or if code == CODES["bool"] else np.add
     width = widen(np.empty(0, storage(code)), code).dtype
     total = np.full((len(ids), *first.data.shape[1:]), -0.0, width)  # not 0.0: -0.0 + x is x, also for x = -0.0
     with np.errstate(over="ignore", invalid="ignore"):
         for part in parts:
-            at = np.searchsorted(ids, part.ids)
-            total[at] = add(total[at], widen(part.data, code))
+            at, data = np.searchsorted(ids, part.ids), widen(part.data, code)
+            scatter(Rows(at, data if part is first else add(gather(total, at), data)), total)
     if wide or total.dtype == storage(code):
         return Rows(ids, total)
     data = np.empty(total.shape, storage(code))
@@ -142,9 +157,21 @@ def dense(rows: Rows, shape: tuple[int, ...]) -> Array:
 
 
 def scatter(rows: Rows, out: Array) -> None:
-    """Writes the rows into their places."""
-    if rows.ids.size:
-        out[rows.ids] = rows.data
+    """Writes the rows into their places; ``out`` is C-contiguous, and of their dtype."""
+    if rows.data.size:
+        _items(out)[rows.ids] = _items(rows.data)
+
+
+def gather(array: Array, ids: Ids) -> Array:
+    """Copies of some rows; half of the time that ``array[ids]`` takes."""
+    return np.take(array, ids, axis=0)
+
+
+def _items(array: Array) -> Array:
+    """Each row as one item, to be copied at once: a third of the time that numpy takes for a row's elements."""
+    assert array.flags.c_contiguous, "rows in a copy would be lost"
+    row = array.nbytes // len(array)
+    return array.reshape(-1).view(f"V{row}") if row > array.itemsize else array.reshape(-1)
 
 
 def as_dense(content: Content, shape: tuple[int, ...]) -> Array:

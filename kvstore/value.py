@@ -22,7 +22,7 @@ from .checkpoint.unit import PULLED, SENT, SLOT, VALUE, Unit
 from .compression import Codec, Feedback
 from .optimizer.base import State
 from .pages import in_small_pages, lazy_zeros
-from .rows import Content, Ids, Received, Rows, dense, merge, rows_with_bits, scatter
+from .rows import Content, Ids, Received, Rows, dense, gather, merge, rows_with_bits, scatter
 from .rules import Change, Rule
 from .spec import Spec
 from .sums import Sum
@@ -60,7 +60,7 @@ class Value:
     def read(self, ids: Ids | None = None) -> Array:
         """The whole value, or copies of some rows."""
         if ids is not None:
-            return self.data[ids]
+            return gather(self.data, ids)
         return self.data.copy() if self.spec.sparse else self.data
 
     @property
@@ -97,7 +97,7 @@ class Value:
         if self.spec.sparse and all(array.shape[:1] == self.spec.shape[:1] for array in arrays.values()):
             known = self.filled if list(arrays) == [VALUE] else None
             unit.ids = rows_with_bits(list(arrays.values())) if known is None else known
-            unit.arrays = {name: array[unit.ids] for name, array in arrays.items()}
+            unit.arrays = {name: gather(array, unit.ids) for name, array in arrays.items()}
         return unit
 
     def _decoded(self, version: int, codec: Codec | None, arrays: list[Array]) -> Array:
@@ -210,16 +210,16 @@ class Value:
     def _update_rows(self, rows: Rows, rule: Rule, rank: int) -> None:
         """Update only these rows, and only their part of the state, on copies."""
         ids = rows.ids
-        part = self.data[ids]
-        state = {name: slot[ids] for name, slot in self.state.items()}
+        part = gather(self.data, ids)
+        state = {name: gather(slot, ids) for name, slot in self.state.items()}
         rule.apply(Change(self.spec, self._sum(rows.data, rule), part, part, state, self.count + 1, rank, ids))
         target = self.data
         if not self.spec.sparse:
             target = self._target()
             np.copyto(target, self.data)
-        target[ids] = part
+        scatter(Rows(ids, part), target)
         for name, slot in state.items():
-            self.state[name][ids] = slot
+            scatter(Rows(ids, slot), self.state[name])
         if not self.spec.sparse:
             self._swap()
 
