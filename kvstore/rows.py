@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ __all__ = [
     "Content",
     "Ids",
     "Received",
+    "RowSum",
     "Rows",
     "as_dense",
     "checked_ids",
@@ -36,6 +38,8 @@ __all__ = [
 ]
 
 Ids = npt.NDArray[np.int64]
+
+_BLOCK = 4 * BLOCK  # elements: of rows all over a table a larger block is better, for it takes fewer calls
 
 
 @dataclass(slots=True, eq=False)
@@ -149,6 +153,30 @@ def merge(parts: Sequence[Rows], code: int, wide: bool = False) -> Rows:
     return Rows(ids, data)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class RowSum:
+    """The sum of the rows that workers pushed, as ``merge`` has it, which is taken where it is needed."""
+
+    parts: Sequence[Rows]
+    code: int
+    wide: bool
+
+    def whole(self) -> Rows:
+        """All of it."""
+        return merge(self.parts, self.code, self.wide)
+
+    def blocks(self) -> Iterator[Rows]:
+        """All of it in blocks of a few rows, in the order of ids."""
+        ids = self.parts[0].ids if len(self.parts) == 1 else union([part.ids for part in self.parts])
+        step = max(1, _BLOCK // max(1, math.prod(self.parts[0].data.shape[1:])))
+        ends = [[*np.searchsorted(part.ids, ids[step::step]).tolist(), len(part.ids)] for part in self.parts]
+        lows = [0] * len(self.parts)
+        for highs in zip(*ends, strict=True):
+            pieces = zip(self.parts, lows, highs, strict=True)
+            yield merge([Rows(part.ids[a:b], part.data[a:b]) for part, a, b in pieces], self.code, self.wide)
+            lows = list(highs)
+
+
 def dense(rows: Rows, shape: tuple[int, ...]) -> Array:
     """The whole array, zero where there is no row."""
     whole = lazy_zeros(shape, rows.data.dtype)
@@ -157,21 +185,20 @@ def dense(rows: Rows, shape: tuple[int, ...]) -> Array:
 
 
 def scatter(rows: Rows, out: Array) -> None:
-    """Writes the rows into their places; ``out`` is C-contiguous, and of their dtype."""
-    if rows.data.size:
-        _items(out)[rows.ids] = _items(rows.data)
+    """Writes the rows into their places."""
+    ids, data = rows.ids, rows.data
+    row = data.itemsize * math.prod(data.shape[1:])
+    alike = out.dtype == data.dtype and out.shape[1:] == data.shape[1:]
+    if row > data.itemsize and len(ids) and alike and out.flags.c_contiguous and data.flags.c_contiguous:
+        item = f"V{row}"  # a row as one item, copied at once: numpy takes three times as long for a row's elements
+        out.reshape(-1).view(item)[ids] = data.reshape(-1).view(item)
+    else:
+        out[ids] = data
 
 
 def gather(array: Array, ids: Ids) -> Array:
     """Copies of some rows; half of the time that ``array[ids]`` takes."""
     return np.take(array, ids, axis=0)
-
-
-def _items(array: Array) -> Array:
-    """Each row as one item, to be copied at once: a third of the time that numpy takes for a row's elements."""
-    assert array.flags.c_contiguous, "rows in a copy would be lost"
-    row = array.nbytes // len(array)
-    return array.reshape(-1).view(f"V{row}") if row > array.itemsize else array.reshape(-1)
 
 
 def as_dense(content: Content, shape: tuple[int, ...]) -> Array:

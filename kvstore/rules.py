@@ -15,7 +15,7 @@ from .arrays import LOW_PRECISION, Array, narrow, typed, widen
 from .keys import Key
 from .optimizer.base import Optimizer, State
 from .optimizer.elementwise import Elementwise
-from .rows import Ids, Rows
+from .rows import Ids, Rows, RowSum
 from .sparse import RowSparseArray
 from .spec import Spec
 from .sums import Sum
@@ -61,13 +61,20 @@ class Change:
     """One update of a key: ``new`` and ``state`` are to be changed, in place; of a part of the rows, if ``ids``."""
 
     spec: Spec
-    received: Sum  # of what was pushed; float32 for float16 and bfloat16 if the rule widens
+    received: (
+        Sum | RowSum
+    )  # of what was pushed, float32 for float16 and bfloat16 if the rule widens; rows if it streams
     old: Array  # the value so far
     new: Array  # the same array, or one of arbitrary contents that becomes the value
     state: State
     count: int  # 1 at the first update
     rank: int  # the lowest of the workers that pushed
     ids: Ids | None = None
+
+    def summed(self) -> Sum:
+        """What was received, for a rule that does not stream: rows come as an array beside their ``ids``."""
+        assert isinstance(self.received, Sum)
+        return self.received
 
     def stored(self) -> Array:
         """``new`` as users change it: at first it is the value so far."""
@@ -82,6 +89,7 @@ class Rule(Protocol):
     what: str
     splits: bool  # whether a piece of an array may be updated without the rest
     trusted: bool
+    streams: bool  # whether it takes rows as a RowSum, and updates them in the whole array and the whole slots
 
     def to_wire(self) -> list[Any]:
         """``["optimizer", wire]`` or ``["updater", name]``: what travels to the servers, and into checkpoints."""
@@ -129,6 +137,7 @@ class OptimizerRule:
         self.what = f"the optimizer {type(optimizer).__name__}"
         self.splits = optimizer.elementwise
         self.trusted = type(optimizer).__module__.startswith("kvstore.")
+        self.streams = self.trusted and isinstance(optimizer, Elementwise)
         self._wire = _wire_of(optimizer)  # its hyper-parameters as they were when this rule was made
         self._series = _Series(self._wire) if series is None else series
 
@@ -159,10 +168,14 @@ class OptimizerRule:
     def apply(self, change: Change) -> None:
         key, code = change.spec.key, change.spec.code
         state = self._of_worker(change.state, change.rank)
-        if self.trusted and isinstance(self.optimizer, Elementwise):
-            self.optimizer.move(key, change.old, change.new, code, change.received, state, change.count)
+        if self.streams:
+            assert isinstance(self.optimizer, Elementwise)
+            if isinstance(change.received, Sum):
+                self.optimizer.move(key, change.old, change.new, code, change.received, state, change.count)
+            else:
+                self.optimizer.move_rows(key, change.stored(), code, change.received, state, change.count)
             return
-        own = change.received.view() if self.trusted else change.received.whole()  # users may write to it
+        own = change.summed().view() if self.trusted else change.summed().whole()  # users may write to it
         received = own if self.widens(code) else typed(own, code)
         self.optimizer.update_multi_precision(key, typed(change.stored(), code), received, state, change.count)
 
@@ -203,6 +216,7 @@ class UpdaterRule:
 
     splits = False
     trusted = False
+    streams = False
 
     def __init__(self, fn: Updater, name: str) -> None:
         self._fn = fn
@@ -217,7 +231,7 @@ class UpdaterRule:
 
     def apply(self, change: Change) -> None:
         code = change.spec.code
-        data, received = change.stored(), change.received.whole()
+        data, received = change.stored(), change.summed().whole()
         stored = widen(data, code) if code == BFLOAT16 else data
         received = widen(received, code) if code == BFLOAT16 else received
         if change.ids is None:

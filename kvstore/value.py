@@ -22,7 +22,7 @@ from .checkpoint.unit import PULLED, SENT, SLOT, VALUE, Unit
 from .compression import Codec, Feedback
 from .optimizer.base import State
 from .pages import in_small_pages, lazy_zeros
-from .rows import Content, Ids, Received, Rows, dense, gather, merge, rows_with_bits, scatter
+from .rows import Content, Ids, Received, Rows, RowSum, dense, gather, rows_with_bits, scatter
 from .rules import Change, Rule
 from .spec import Spec
 from .sums import Sum
@@ -152,23 +152,23 @@ class Value:
             self._update(received, rule, rank)
         self.version += 1
 
-    def _received(self, contents: Sequence[Received], wide: bool) -> Sum | Rows:
+    def _received(self, contents: Sequence[Received], wide: bool) -> Sum | RowSum:
         """What all have pushed together: rows if all are rows."""
         rows = [content for content in contents if isinstance(content, Rows)]
         if len(rows) == len(contents):
-            return merge(rows, self.spec.code, wide)
+            return RowSum(rows, self.spec.code, wide)
         terms = [dense(content, self.spec.shape) if isinstance(content, Rows) else content for content in contents]
         return Sum(terms, self.spec.code, wide)
 
-    def _assign(self, received: Sum | Rows) -> None:
+    def _assign(self, received: Sum | RowSum) -> None:
         if self.spec.sparse:
-            assert isinstance(received, Rows)
-            self._assign_rows(received)
+            assert isinstance(received, RowSum)
+            self._assign_rows(received.whole())
             return
         target = self._target()
-        if isinstance(received, Rows):
+        if isinstance(received, RowSum):
             target[...] = 0
-            scatter(received, target)
+            scatter(received.whole(), target)
         else:
             received.into(target)
         self._swap()
@@ -183,14 +183,17 @@ class Value:
         self.filled = rows.ids
         scatter(rows, self.data)
 
-    def _update(self, received: Sum | Rows, rule: Rule, rank: int) -> None:
+    def _update(self, received: Sum | RowSum, rule: Rule, rank: int) -> None:
         if self.rule is not rule:
             self._adopt(rule)
-        if isinstance(received, Rows) and rule.by_rows(self.spec.sparse):
-            self._update_rows(received, rule, rank)
+        if isinstance(received, Sum):
+            self._update_all(received, rule, rank)
+        elif not rule.by_rows(self.spec.sparse):
+            self._update_all(self._sum(dense(received.whole(), self.spec.shape), rule), rule, rank)
+        elif rule.streams:
+            self._update_all(received, rule, rank)
         else:
-            total = self._sum(dense(received, self.spec.shape), rule) if isinstance(received, Rows) else received
-            self._update_all(total, rule, rank)
+            self._update_rows(received.whole(), rule, rank)
         self.filled = None
         self.count += 1
 
@@ -198,7 +201,7 @@ class Value:
         """Rows that are summed already."""
         return Sum([merged], _FLOAT32 if rule.widens(self.spec.code) else self.spec.code)
 
-    def _update_all(self, received: Sum, rule: Rule, rank: int) -> None:
+    def _update_all(self, received: Sum | RowSum, rule: Rule, rank: int) -> None:
         state = self.state if rule.trusted else {name: slot.copy() for name, slot in self.state.items()}
         in_place = self.spec.sparse and rule.trusted
         target = self.data if in_place else self._target()

@@ -9,6 +9,7 @@ import numpy as np
 
 from kvstore.arrays import BLOCK, LOW_PRECISION, Array, narrow, widen
 from kvstore.bfloat16 import bfloat16
+from kvstore.rows import Rows, RowSum, gather, scatter
 from kvstore.sums import Sum
 from pslite.dtypes import BFLOAT16, CODES, NAMES, code_of
 from pslite.errors import DTypeError, ShapeError
@@ -19,7 +20,7 @@ __all__ = ["Elementwise", "Rates", "storage", "zeros"]
 
 _REALS = ("float16", "bfloat16", "float32", "float64")
 _CODES = tuple(CODES[name] for name in _REALS)
-_FLOAT64 = CODES["float64"]
+_FLOAT32, _FLOAT64 = CODES["float32"], CODES["float64"]
 
 
 def zeros(weight: Weight) -> Array:
@@ -59,6 +60,18 @@ class Elementwise(Optimizer):
         """
         check_real(key, code)
         self._move(old, new, code, received, state, self._rates(key, count))
+
+    def move_rows(self, key: Key, table: Array, code: int, received: RowSum, state: State, count: int) -> None:
+        """Updates the rows that were received, of ``table`` (as ``new`` is) and of the slots, a block at a time."""
+        check_real(key, code)
+        at = self._rates(key, count)
+        for rows in received.blocks():
+            part = gather(table, rows.ids)
+            slots = {name: gather(slot, rows.ids) for name, slot in state.items()}
+            self._move(part, part, code, Sum([rows.data], _FLOAT32 if received.wide else code), slots, at)
+            scatter(Rows(rows.ids, part), table)
+            for name, slot in slots.items():
+                scatter(Rows(rows.ids, slot), state[name])
 
     def _move(self, old: Array, new: Array, code: int, received: Sum, state: State, at: Rates) -> None:
         rescale = float(self.rescale_grad)
