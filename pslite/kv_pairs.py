@@ -184,20 +184,19 @@ def unpack(message: Message) -> KVPairs:
         return KVPairs(np.empty(0, np.uint64), [])
     if not (isinstance(message.body, list) and len(message.body) == 2 and isinstance(message.body[0], int)):
         raise ProtocolError("a key-value message without its description")
-    bits = message.body[0]
-    names = [name for bit, name in _COLUMNS if bits & bit]
-    head = 1 + len(names)
-    keys, *columns = message.arrays[:head]
-    if len(columns) < len(names) or keys.ndim != 1 or keys.dtype != _UINT64:
-        raise ProtocolError("a key-value message lacks its keys, versions or lengths")
-    if not {column.shape for column in columns} <= {keys.shape}:
-        raise ProtocolError("the keys, versions and lengths of a key-value message do not fit each other")
-    if message.leases:  # a peer could change them after they were checked
-        keys, *columns = (array.copy() for array in message.arrays[:head])
-    values = message.arrays[head:]
-    pairs = KVPairs(keys, values, meta=message.body[1], lent=bool(message.leases))
-    for name, column in zip(names, columns, strict=True):
-        setattr(pairs, name, column)
+    bits, arrays = message.body[0], message.arrays
+    lent = bool(message.leases)  # what is looked at is copied before: a peer could change it afterwards
+    keys, head = arrays[0].copy() if lent else arrays[0], 1
+    if keys.ndim != 1 or keys.dtype != _UINT64:
+        raise ProtocolError("a key-value message lacks its keys")
+    pairs = KVPairs(keys, [], meta=message.body[1], lent=lent)
+    for bit, name in _COLUMNS:
+        if bits & bit:
+            if head == len(arrays) or arrays[head].shape != keys.shape:
+                raise ProtocolError("the keys, versions and lengths of a key-value message do not fit each other")
+            setattr(pairs, name, arrays[head].copy() if lent else arrays[head])
+            head += 1
+    pairs.vals = values = arrays[head:]
     if bits & _IS_LIST:
         expected = {0, len(keys)} if pairs.lens is None else {_total(pairs.lens)}
         if len(values) not in expected:

@@ -6,7 +6,6 @@ import logging
 import os
 import select
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -60,7 +59,8 @@ class ZmqVan(Van):
         self._monitors: dict[int, zmq.Socket[bytes]] = {}
         self._nodes: dict[zmq.Socket[bytes], int] = {}  # the node that a DEALER or monitor is for
         self._sockets: dict[int, zmq.Socket[bytes]] = {}  # all that are read, by file descriptor
-        self._signalled: deque[int] = deque()  # descriptors whose sockets may have a message; ``wait`` appends to it
+        self._signalled: dict[zmq.Socket[bytes], None] = {}  # may have a message; whoever waits is awake, or woken
+        self._polled: list[tuple[int, int]] = []  # what ``wait`` found, for ``receive``: not under the lock
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poll = select.poll()
         self._poll.register(self._wakeup, select.POLLIN)
@@ -123,6 +123,7 @@ class ZmqVan(Van):
             fd = _fd(sock)
             self._poll.unregister(fd)
             del self._sockets[fd], self._nodes[sock]
+            self._signalled.pop(sock, None)
         dealer.disable_monitor()
         monitor.close(linger=0)
         dealer.close(linger=0)
@@ -149,7 +150,7 @@ class ZmqVan(Van):
         fd = _fd(sock)
         self._sockets[fd] = sock
         self._poll.register(fd, select.POLLIN)
-        self._signalled.append(fd)  # no signal comes before a first look
+        self._signalled[sock] = None  # no signal comes before a first look
 
     # -- messages -----------------------------------------------------------------------------------------------------
 
@@ -180,17 +181,20 @@ class ZmqVan(Van):
 
     def _look(self, sock: zmq.Socket[bytes]) -> None:
         """Whatever a socket does may swallow the signal of its descriptor: see whether it has a message."""
-        if sock.getsockopt(zmq.EVENTS) & _POLLIN:  # type: ignore[operator]
-            self._signalled.append(_fd(sock))
+        if sock not in self._signalled and sock.getsockopt(zmq.EVENTS) & _POLLIN:  # type: ignore[operator]
+            self._signalled[sock] = None
             self.wake()
 
     def receive(self) -> VanEvent | None:
+        if self._polled:
+            polled, self._polled = self._polled, []
+            self._signalled.update((self._sockets[fd], None) for fd, _ in polled if fd in self._sockets)
         while self._signalled:
-            fd = self._signalled.popleft()
-            sock = self._sockets.get(fd)
-            event = None if sock is None else self._read(sock)
-            if sock is not None and sock.getsockopt(zmq.EVENTS) & _POLLIN:  # type: ignore[operator]
-                self._signalled.append(fd)  # the others have their turn first
+            sock = next(iter(self._signalled))
+            event = self._read(sock)
+            del self._signalled[sock]
+            if sock.getsockopt(zmq.EVENTS) & _POLLIN:  # type: ignore[operator]
+                self._signalled[sock] = None  # the others have their turn first
             if event is not None:
                 return event
         self._keep_memory()
@@ -248,13 +252,11 @@ class ZmqVan(Van):
             self._tidy_at = time.monotonic() + due
             timeout = due if timeout is None else min(due, timeout)
         # A descriptor is readable from the signal on until its socket was looked at, which ``receive`` does until None.
-        for fd, _ in self._poll.poll(None if timeout is None else max(timeout, 0) * 1000):
-            if fd == self._wakeup:
-                os.eventfd_read(fd)
-            elif self._exchange is not None and fd == self._exchange.fileno():
-                self._offered = True
-            else:
-                self._signalled.append(fd)
+        self._polled = self._poll.poll(None if timeout is None else max(timeout, 0) * 1000)
+        if (self._wakeup, select.POLLIN) in self._polled:
+            os.eventfd_read(self._wakeup)
+        if self._exchange is not None and (self._exchange.fileno(), select.POLLIN) in self._polled:
+            self._offered = True
 
     def wake(self) -> None:
         os.eventfd_write(self._wakeup, 1)
