@@ -10,6 +10,7 @@ Evolution: new fields go last, with a default; the type of a field never changes
 from __future__ import annotations
 
 import enum
+import functools
 import itertools
 import math
 import operator
@@ -269,7 +270,7 @@ def _places(flat: Any) -> dict[int, Place]:
 
 
 def _found(find: Find | None, incarnation: int, place: Place, table: Any, index: int) -> tuple[memoryview, Lease]:
-    nbytes = _layouts(table[index : index + 1])[0][0][2] if type(table) is list and 0 <= index < len(table) else 0
+    nbytes = _layouts(table[index : index + 1])[0][2] if type(table) is list and 0 <= index < len(table) else 0
     found = None if find is None or nbytes < PACK_BELOW else find(incarnation, place, nbytes)
     if found is None:
         raise ProtocolError(f"array {index} should be in memory that the sender does not share with this process")
@@ -279,8 +280,9 @@ def _found(find: Find | None, incarnation: int, place: Place, table: Any, index:
 def _arrays(
     table: Any, frames: Sequence[Any], shared: dict[int, memoryview]
 ) -> tuple[list[np.ndarray[Any, Any]], list[int]]:
-    layouts, large = _layouts(table)
+    layouts = _layouts(table)
     views = [memoryview(frame).toreadonly() for frame in frames[1:]]
+    large = sum([nbytes >= PACK_BELOW for _, _, nbytes in layouts])
     own, packed = large - len(shared), large < len(layouts)
     if len(views) != own + packed:
         raise ProtocolError(f"{len(views)} buffers came, {own + packed} were announced")
@@ -300,22 +302,19 @@ def _arrays(
     return arrays, [entry[0] for entry in table]
 
 
-def _layouts(table: Any) -> tuple[list[tuple[np.dtype[Any], list[int], int]], int]:
-    """The dtype, shape and bytes of each array, checked before anything of that size exists.
-
-    Also how many arrays are a frame of their own.
-    """
+def _layouts(table: Any) -> list[tuple[np.dtype[Any], tuple[int, ...], int]]:
+    """The dtype, shape and bytes of each array, checked before anything of that size exists."""
     if type(table) is not list or len(table) > MAX_ARRAYS or not {*map(type, table)} <= _ONLY_LISTS:
         raise ProtocolError(f"the table of arrays is malformed or has more than {MAX_ARRAYS} entries")
     numbers = list(itertools.chain.from_iterable(table))
     if not {*map(type, numbers)} <= _ONLY_INTS or min(numbers, default=0) < 0:
         raise ProtocolError("an entry of the table of arrays is malformed")
-    layouts, own = [], 0
-    for entry in table:
-        if not 0 < len(entry) <= MAX_DIMENSIONS:
-            raise ProtocolError("an entry of the table of arrays is malformed")
-        dtype, shape = dtypes.storage(entry[0]), entry[1:]
-        nbytes = dtype.itemsize * math.prod(shape)
-        layouts.append((dtype, shape, nbytes))
-        own += nbytes >= PACK_BELOW
-    return layouts, own
+    if table and not 0 < min(map(len, table)) <= max(map(len, table)) <= MAX_DIMENSIONS:
+        raise ProtocolError("an entry of the table of arrays is malformed")
+    return [_layout(*entry) for entry in table]
+
+
+@functools.lru_cache(1024)  # a job has few shapes
+def _layout(code: int, *shape: int) -> tuple[np.dtype[Any], tuple[int, ...], int]:
+    dtype = dtypes.storage(code)
+    return dtype, shape, dtype.itemsize * math.prod(shape)
