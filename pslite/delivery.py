@@ -147,13 +147,14 @@ class Inbox:
             if len(self.held) < MAX_HELD:
                 self.held[message.seq] = message
             return [], gap
-        ready = [message]
-        self.expected += 1
-        while (successor := self.held.pop(self.expected, None)) is not None:
+        ready = []
+        successor: Message | None = message
+        while successor is not None:
             ready.append(successor)
+            self.active[successor.seq] = successor
+            self.unsaid += cost(successor)
             self.expected += 1
-        self.active.update((m.seq, m) for m in ready)
-        self.unsaid += sum(map(cost, ready))
+            successor = self.held.pop(self.expected, None)
         return ready, False
 
     def forget(self, acks: list[int], floor: int) -> None:

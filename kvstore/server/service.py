@@ -141,11 +141,14 @@ class Service:
         """Answer the requests that are done."""
         self._profile.answered(tickets)
         for ticket in tickets:
-            try:
-                self._send(ticket)
-            except PSError as error:  # an answer that cannot travel must not keep the others from theirs
-                ticket.error = error
-                self._send(ticket)
+            self._answer(ticket)
+
+    def _answer(self, ticket: Ticket) -> None:
+        try:
+            self._send(ticket)
+        except PSError as error:  # an answer that cannot travel must not keep the others from theirs
+            ticket.error = error
+            self._send(ticket)
 
     def _send(self, ticket: Ticket) -> None:
         token = ticket.token

@@ -56,7 +56,7 @@ class Shell:
         self.lock = threading.Lock()
         self.on_deliver: Callable[[Message], None] = lambda message: None
         self.on_peer_ended: list[Callable[[int, PeerError], None]] = []
-        self.now = clock  # of all deadlines, in seconds; without a call in between, for it runs ten times per message
+        self.now = clock  # of all deadlines, in seconds
         self._drop_rate = drop_rate
         self._rng = rng
         self._pick = pick
