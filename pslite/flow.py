@@ -14,11 +14,12 @@ No I/O here, and no time: what may leave depends on the order of calls only.
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from .wire import Message, Op
+from .wire import Kind, Message, Op
 
 WINDOW = 4 * 1024 * 1024  # bytes under way from which on nothing follows: 3 ms at 10 Gbit/s, or one larger message
 SAY_AFTER = WINDOW // 2  # bytes that came in, after which the receiver says so; less would stop a sender that waits
@@ -126,6 +127,10 @@ class Window(Generic[Item]):
         self._waiting, self._heap, self._last = {}, [], {}
         return items
 
+    def __len__(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
+
     def waiting(self) -> list[Item]:
         """All that wait, in the order of their calls."""
         return [w.item for w in self._waiting.values() if w.item is not None]
@@ -146,6 +151,48 @@ class Window(Generic[Item]):
         """The peer has all before this one, of messages that leave in the order of their numbers."""
         while self.under_way and (first := next(iter(self.under_way))) < seq:
             self.arrived(first)
+
+
+_FENCE = Message(Kind.REQUEST)  # it is about no keys
+
+
+class Arrivals(Generic[Item]):
+    """What came and is not worked on yet: the more urgent first, by the rules for what leaves.
+
+    Used under the postoffice's lock. While all are equally urgent they are a line, which costs nothing.
+    """
+
+    def __init__(self) -> None:
+        self._line: deque[tuple[Item, Message]] = deque()
+        self._priority: int | None = None  # of all messages in the line; None if there are only fences
+        self._window: Window[Item] | None = None  # in place of the line, when priorities differ
+
+    def __len__(self) -> int:
+        return len(self._line) if self._window is None else len(self._window)
+
+    def add(self, item: Item, message: Message = _FENCE) -> None:
+        """Put an item behind what must come before it; without a message that is all there is."""
+        if self._window is None and (message is _FENCE or self._priority in (None, message.priority)):
+            self._priority = self._priority if message is _FENCE else message.priority
+            self._line.append((item, message))
+            return
+        if self._window is None:
+            self._window = Window()
+            for before, its in self._line:
+                self._window.wait(its, before)
+            self._line.clear()
+        self._window.wait(message, item)
+
+    def pop(self) -> Item:
+        """The next one; there must be one."""
+        if self._window is None:
+            item: Item | None = self._line.popleft()[0]
+        else:
+            item = self._window.pop(room=False)
+        if not len(self):
+            self._window = self._priority = None
+        assert item is not None
+        return item
 
 
 def _keys(message: Message) -> list[int] | None:

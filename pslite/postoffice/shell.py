@@ -17,6 +17,7 @@ from random import Random
 
 from pslite.delivery import Pending, Send
 from pslite.errors import ClosedError, ForkError, PeerError, PSError, WorkerFinished
+from pslite.flow import Arrivals
 from pslite.van.base import Received, Van, VanEvent
 from pslite.wire import Kind, Message
 
@@ -28,6 +29,7 @@ IDLE_BEFORE_BACKGROUND = 0.005  # seconds: a caller that comes back at once find
 LOOK_FOR_IDLE = 0.02  # seconds between the background thread's looks while callers lead
 HANDLER_WITHIN = 5.0  # seconds that closing waits for a callback or handler that is running
 LOOK_AT_TIMERS = 0.25  # seconds: how late a timer may be while there is always something to do
+LONG = 0.0005  # seconds of a handler, after which the leader looks for messages before the next
 BATCH = 64  # deliveries after which handlers run before more is received
 
 Clock = Callable[[], float]
@@ -68,7 +70,7 @@ class Shell:
         self._callers = 0  # threads inside wait_until
         self._last_led = 0.0  # when a caller led last
         self._local: deque[Message] = deque()  # messages to ourselves
-        self._deliveries: deque[Callable[[], None]] = deque()  # requests for the application, in order
+        self._deliveries: Arrivals[Callable[[], None]] = Arrivals()  # requests for the application
         self._callbacks: deque[Callable[[], None]] = deque()  # completions that run user code
         self._closed = False
         self.forked = False  # set in a forked child, where sockets, threads and locks are not usable
@@ -94,13 +96,14 @@ class Shell:
             if isinstance(action, Send):
                 self._send(action)
             elif isinstance(action, Deliver):
-                self._deliveries.append(partial(self.on_deliver, action.message))
+                self._deliveries.add(partial(self.on_deliver, action.message), action.message)
             elif isinstance(action, Connect):
                 self.van.connect(action.node, self._pick(action.addresses))
             elif isinstance(action, PeerEnded):
                 if not isinstance(action.error, WorkerFinished):  # whose last request may yet be repeated
                     self.van.forget(self.core.roster[action.node].incarnation)
-                self._deliveries += [partial(call, action.node, action.error) for call in self.on_peer_ended]
+                for call in self.on_peer_ended:
+                    self._deliveries.add(partial(call, action.node, action.error))
             else:
                 assert isinstance(action, Log)
                 log.log(logging.getLevelName(action.level.upper()), action.text)
@@ -143,7 +146,7 @@ class Shell:
 
     def deliver(self, job: Callable[[], None]) -> None:
         """Run a job on the leading thread, after what was delivered before; the lock is held."""
-        self._deliveries.append(job)
+        self._deliveries.add(job)
         self._notice_timer()
 
     def _notice_timer(self) -> None:
@@ -214,6 +217,7 @@ class Shell:
             if self._leader is None and not self._closed:
                 self._leader = threading.get_ident()
                 try:
+                    self.van.wait(0)
                     self._pump(nested=False)
                 finally:
                     self._leader = None
@@ -248,7 +252,8 @@ class Shell:
         """Run what is queued, without the lock. A nested leader runs callbacks only: its handler is not done."""
         ran = False
         while self._callbacks or (self._deliveries and not nested):
-            job = self._callbacks.popleft() if self._callbacks else self._deliveries.popleft()
+            begun = self.now()
+            job = self._callbacks.popleft() if self._callbacks else self._deliveries.pop()
             self.lock.release()
             try:
                 job()
@@ -257,6 +262,9 @@ class Shell:
             finally:
                 self.lock.acquire()
             ran = True
+            if self._deliveries and self.now() - begun > LONG:  # what came meanwhile may be more urgent than what waits
+                self.van.wait(0)
+                self._pump(nested)
         return ran
 
     def _background(self) -> None:
