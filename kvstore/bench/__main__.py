@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -12,6 +13,7 @@ from . import jobs, pairs, report
 from .compare import compare
 from .options import Options, parse
 from .plot import plot
+from .processes import JobFailed
 from .sweep import sweep
 from .workloads import workload
 
@@ -19,8 +21,9 @@ from .workloads import workload
 def main(argv: Sequence[str] | None = None, prog: str = "pslite bench") -> int:
     """Run the benchmark with these arguments (default: the process's). Returns the exit status.
 
-    Raises SystemExit on ``--help`` (0) and on mistakes in the command line (2).
+    Raises SystemExit on ``--help`` (0), on mistakes in the command line (2), and at SIGTERM (143).
     """
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception: it ends the job that runs
     try:
         options = parse(sys.argv[1:] if argv is None else argv, prog)
         if options.peer:
@@ -29,9 +32,13 @@ def main(argv: Sequence[str] | None = None, prog: str = "pslite bench") -> int:
     except ConfigError as error:
         sys.stderr.write(f"{prog}: error: {error}\n")
         return 2
-    except jobs.JobFailed as error:
+    except JobFailed as error:
         sys.stderr.write(f"{prog}: {error}\n")
         return 1
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, previous)
     sys.stdout.write(json.dumps(document, indent=2) + "\n" if options.json else text)
     return 0
 

@@ -1,18 +1,14 @@
-"""Starts jobs, ours and peers', waits for their end, and reads what their workers measured."""
+"""The jobs that are measured, ours and peers', and what their workers measured."""
 
 from __future__ import annotations
 
 import json
 import os
-import select
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,22 +16,15 @@ from typing import Any
 from pslite.errors import ConfigError
 
 from .peers.run import Job
+from .processes import Process, execute
 
-ROOT = Path(__file__).resolve().parents[2]  # site-packages, or a source checkout
 RUN = str(Path(__file__).parent / "peers" / "run.py")
-LONGEST = 1800.0  # seconds: no job takes so long unless it hangs
 ONE_THREAD = ("env", "OMP_NUM_THREADS=1")
 PEERS = {
     "mxnet": ("mxnet", "python -m venv mx && mx/bin/pip install numpy==1.23.5 mxnet==1.9.1"),
     "gloo": ("torch", "pip install torch"),
     "mpi": ("mpi4py", "install Open MPI, and pip install mpi4py"),
 }
-
-Process = tuple[str, Sequence[str]]  # its role, its command
-
-
-class JobFailed(Exception):
-    """Raised when a process of a measured job failed, or the job hung; the text has its last words."""
 
 
 @dataclass(frozen=True)
@@ -128,69 +117,3 @@ def read(directory: Path, workers: int) -> Measured:
         cpu[role] = cpu.get(role, 0.0) + process["cpu"]
         memory[role] = max(memory.get(role, 0), process["pss"])
     return Measured([max(times) for times in zip(*(worker["rounds"] for worker in found), strict=True)], cpu, memory)
-
-
-# -- processes --------------------------------------------------------------------------------------------------------
-
-
-def execute(processes: Sequence[Process], directory: Path) -> None:
-    """Run all to their end. Raises JobFailed when one fails, or none has ended in time; then nothing of it is left."""
-    running: dict[int, tuple[str, subprocess.Popen[bytes], Path]] = {}  # by the descriptor that tells of its end
-    started: list[subprocess.Popen[bytes]] = []
-    try:
-        listed = []
-        for number, (role, command) in enumerate(processes):
-            output = directory / f"output-{number}"
-            with open(output, "wb") as file:
-                process = subprocess.Popen(
-                    command,
-                    cwd=_home(directory),
-                    stdin=subprocess.DEVNULL,
-                    stdout=file,
-                    stderr=file,
-                    start_new_session=True,
-                )
-            started.append(process)
-            running[os.pidfd_open(process.pid)] = (role, process, output)
-            listed.append({"role": role, "rank": number, "pid": process.pid})
-            (directory / "processes.json").write_text(json.dumps(listed))  # workers, which read it, start last
-        _await(running)
-    finally:
-        for descriptor in running:
-            os.close(descriptor)
-        left = [process for process in started if process.poll() is None]
-        for process in left:
-            os.killpg(process.pid, signal.SIGTERM)
-        for process in left:
-            _reap(process)
-
-
-def _home(directory: Path) -> Path:
-    """Where ``python -m`` finds the packages: the source checkout, or anywhere if they are installed."""
-    return directory if ROOT.name in ("site-packages", "dist-packages") else ROOT
-
-
-def _await(running: dict[int, tuple[str, subprocess.Popen[bytes], Path]]) -> None:
-    poller = select.poll()
-    for descriptor in running:
-        poller.register(descriptor, select.POLLIN)
-    deadline = time.monotonic() + LONGEST
-    while running:
-        ready = poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
-        if not ready:
-            raise JobFailed(f"not done after {LONGEST:g} s: " + ", ".join(role for role, _, _ in running.values()))
-        for descriptor, _ in ready:
-            role, process, output = running.pop(descriptor)
-            poller.unregister(descriptor)
-            os.close(descriptor)
-            if process.wait():
-                last = output.read_text(errors="replace").strip().splitlines()[-15:]
-                raise JobFailed("\n  ".join([f"{role} ended with exit code {process.returncode}:", *last]))
-
-
-def _reap(process: subprocess.Popen[bytes]) -> None:
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()

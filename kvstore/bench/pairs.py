@@ -20,6 +20,7 @@ from pslite import KVMeta, KVPairs, KVServer, KVServerDefaultHandle, KVWorker, P
 
 from . import jobs
 from .expected import WrongValue
+from .processes import execute
 
 PAIRS = 10_000_000
 ANSWER, STORE, FORGET = range(3)  # commands: answer without storing, use the default handle, start with a new one
@@ -52,7 +53,7 @@ def measure(rounds: int, transport: str | None, pairs: int = PAIRS) -> Times:
         job = Path(directory, "job.json")
         job.write_text(json.dumps({"rounds": rounds, "pairs": pairs, "result": str(Path(directory, "result.json"))}))
         command = jobs.launched(1, 1, transport, "kvstore.bench.pairs", str(job))
-        jobs.execute([("launcher", command)], Path(directory))
+        execute([("launcher", command)], Path(directory))
         found: Times = json.loads(Path(directory, "result.json").read_text())
         return found
 

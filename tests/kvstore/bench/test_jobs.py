@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from kvstore.bench import jobs, pairs
+from kvstore.bench import pairs
 from kvstore.bench.__main__ import main
 from kvstore.bench.compare import compare
 from kvstore.bench.options import Options
+from kvstore.bench.processes import JobFailed, execute
 from kvstore.bench.workloads import Workload
+from tests.harness import wait_until
 
 ROOT = Path(__file__).parents[3]
 
@@ -53,8 +56,19 @@ def test_pairs_of_keys_and_values() -> None:
 def test_a_process_that_fails_ends_the_others(tmp_path: Path) -> None:
     waits = [sys.executable, "-c", "import time; time.sleep(60)"]
     fails = [sys.executable, "-c", "import sys; sys.exit('out of paper')"]
-    with pytest.raises(jobs.JobFailed, match="worker ended with exit code 1:\n  out of paper"):
-        jobs.execute([("server", waits), ("worker", fails)], tmp_path)
+    with pytest.raises(JobFailed, match="worker ended with exit code 1:\n  out of paper"):
+        execute([("server", waits), ("worker", fails)], tmp_path)
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_is_stopped_leaves_no_process(signum: int, status: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "kvstore.bench", "--workload", "one16", "--rounds", "1000000"]
+    env = {"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.DEVNULL) as process:
+        wait_until(lambda: list(tmp_path.glob("pslite-bench-*/output-0")), 30, "the start of a job")
+        process.send_signal(signum)
+        assert process.wait(30) == status
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_command_hands_on_to_the_benchmark(tmp_path: Path) -> None:

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
-from kvstore.bench.options import Options
+from kvstore.bench.options import Options, _parser
 from kvstore.bench.sweep import KEYS, SIZES, WORKERS, points
 from kvstore.bench.workloads import NAMES, workload
 from pslite.errors import ConfigError
+
+PAGE = (Path(__file__).parents[3] / "docs" / "performance.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -39,6 +44,19 @@ def test_a_sweep_goes_from_1_kb_to_1_gb_and_from_1_key_to_100_000() -> None:
     keys = [(x, len(load.shapes)) for x, load, _ in points("keys", Options())]
     assert keys == [(count, count) for count in KEYS]
     assert (keys[0][0], keys[-1][0]) == (1, 100_000)
+
+
+def test_the_page_lists_all_workloads() -> None:
+    listed = re.findall(r"^\| ((?:`\w[\w-]*`(?:, )?)+) \| [\d,]+ \|", PAGE, re.MULTILINE)
+    assert re.findall(r"`(.*?)`", ",".join(listed)) == [*NAMES, "pairs10m"]
+
+
+def test_the_page_lists_all_options() -> None:
+    listed = {
+        name for line in re.findall(r"^\| (`-.*?) \| ", PAGE, re.MULTILINE) for name in re.findall(r"`(.*?)`", line)
+    }
+    known = re.findall(r"(?<!\S)(--[\w-]+|-[ns])(?=[ ,\n])", _parser("").format_help().partition("what is measured")[2])
+    assert listed == {name for name in known if name not in ("--workload", "--workers", "--servers")}
 
 
 @pytest.mark.parametrize("name", NAMES)
