@@ -68,14 +68,14 @@ def measure(worker: Worker, job: Job) -> None:
             for number in range(WARM_UP):
                 _round(worker, number, job.calls, clock)
         worker.barrier()
-        before = [_cpu(process["pid"]) for process in watched]
+        before = [cpu_seconds(process["pid"]) for process in watched]
         for number in range(WARM_UP, WARM_UP + job.rounds):
             took, used = _round(worker, number, job.calls, clock)
             seconds.append(took)
             cpu += used
         worker.barrier()
         for process, start in zip(watched, before, strict=True):
-            process["cpu"] = _cpu(process["pid"]) - start
+            process["cpu"] = cpu_seconds(process["pid"]) - start
         with _sampled(watched):
             for number in range(WARM_UP + job.rounds, WARM_UP + job.rounds + AFTER):
                 _round(worker, number, job.calls, clock)
@@ -112,7 +112,7 @@ def _watched(worker: Worker) -> list[dict[str, Any]]:
     return found
 
 
-def _cpu(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
     """CPU seconds of a process, to the nanosecond: its clock is numbered as by clock_getcpuclockid(3)."""
     return time.clock_gettime((~pid << 3) | 2)
 

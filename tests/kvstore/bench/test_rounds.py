@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 
 from kvstore.bench import jobs
 from kvstore.bench.limit import measure as measure_limit
-from kvstore.bench.peers.run import AFTER, WARM_UP, Job, measure, pss
+from kvstore.bench.peers.run import AFTER, WARM_UP, Job, cpu_seconds, measure, pss
 
 
 class Noting:
@@ -81,6 +83,12 @@ def test_a_round_takes_as_long_as_its_slowest_worker(tmp_path: Path) -> None:
     found = jobs.read(tmp_path, 2)
     assert found.rounds == [2.0, 5.0]
     assert (found.cpu, found.memory) == ({"worker": 3, "server": 3}, {"worker": 20, "server": 7})
+
+
+def test_cpu_seconds_of_a_process_are_those_of_its_own_clock() -> None:
+    before = time.process_time()
+    found = cpu_seconds(os.getpid())
+    assert before <= found <= time.process_time()
 
 
 def test_memory_of_this_process() -> None:
