@@ -87,15 +87,11 @@ class Dense(_Store):
         for _ in range(self._job.calls):
             self._model.step(self._mark)
         if self._in_step:  # else others may be a round behind
-            self._compare(whole=number == WARM_UP - 1)
-
-    def _compare(self, whole: bool) -> None:
-        for key, out in enumerate(self._outs):
-            self._model.compare(key, out, whole)
+            self._model.compare(self._outs, whole=number == WARM_UP - 1)
 
     def finish(self) -> None:
         self._kv.pull(self._keys, out=self._outs)
-        self._compare(whole=True)
+        self._model.compare(self._outs, whole=True)
         self._kv.close()
 
 

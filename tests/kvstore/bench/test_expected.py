@@ -34,7 +34,7 @@ def test_the_model_is_what_a_store_holds(server: str) -> None:
     for mark in (1.0, 2.0, 3.0, 4.0):
         model.step(mark)
         store.push("w", [gradient(scale, mark) for scale in scales])
-        model.compare(0, store.pull("w"), whole=True)
+        model.compare([store.pull("w")], whole=True)
 
 
 def test_without_step_pushes_are_applied_one_by_one() -> None:
@@ -45,7 +45,7 @@ def test_without_step_pushes_are_applied_one_by_one() -> None:
         model.step(1.0)
         store.push("w", gradient(1, 1))
         store.push("w", gradient(1, 1))
-    model.compare(0, store.pull("w"), whole=True)
+    model.compare([store.pull("w")], whole=True)
 
 
 def test_the_model_feeds_errors_back_as_a_codec_does() -> None:
@@ -59,7 +59,7 @@ def test_the_model_feeds_errors_back_as_a_codec_does() -> None:
         for feedback, scale in zip(feedbacks, scales, strict=True):
             [code] = feedback.encode(codec, gradient(scale, mark), None, 0)
             total += codec.decode(code, SIZE, 0)
-        model.compare(0, total, whole=True)
+        model.compare([total], whole=True)
 
 
 @pytest.mark.parametrize("at", [0, 1, PERIOD, SIZE - 1])
@@ -67,14 +67,15 @@ def test_one_wrong_element_is_found(at: int) -> None:
     model = Model("none", [1.0], in_step=True)
     model.step(1.0)
     value = gradient(1, 1)
-    model.compare(5, value, whole=True)
+    model.compare([gradient(1, 1), value], whole=True)
     value[at] += 1
-    with pytest.raises(WrongValue, match=f"key 5, element {at}: got"):
-        model.compare(5, value, whole=True)
+    where = "first elements by key, element 1" if at == 0 else f"key 1, element {at}"
+    with pytest.raises(WrongValue, match=f"{where}: got"):
+        model.compare([gradient(1, 1), value], whole=True)
 
 
 def test_the_value_of_the_last_round_is_wrong() -> None:
     model = Model("none", [1.0], in_step=True)
     model.step(2.0)
     with pytest.raises(WrongValue):
-        model.compare(0, gradient(1, 1), whole=False)
+        model.compare([gradient(1, 1)], whole=False)
