@@ -116,5 +116,9 @@ def _or_dash(value: float | None) -> str:
 
 
 def _spread(found: Ratio, repeat: int) -> str:
-    between = f"{found.lowest:.2f} to {found.highest:.2f} in {counted(repeat, 'pair')} of jobs"
-    return f"{found.median:.2f} ({between})"
+    between = f"{_times(found.lowest)} to {_times(found.highest)} in {counted(repeat, 'pair')} of jobs"
+    return f"{_times(found.median)} ({between})"
+
+
+def _times(factor: float) -> str:
+    return f"{factor:.2f}" if factor < 100 else f"{factor:,.0f}"
