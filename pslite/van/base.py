@@ -76,7 +76,7 @@ class Van(abc.ABC):
     def disconnect(self, node: int) -> None:
         """Drop the connection to a node and what is queued for it."""
 
-    def forget(self, incarnation: int) -> None:
+    def forget(self, incarnation: int) -> None:  # noqa: B027 - most vans keep nothing of a peer
         """A process has died: what it shared is not needed any more."""
 
     @abc.abstractmethod

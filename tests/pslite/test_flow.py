@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pslite.delivery import Delivery, Pending, Send
 from pslite.errors import PSError
-from pslite.flow import SAY_AFTER, SMALL, WINDOW
+from pslite.flow import SAY_AFTER, SMALL, WINDOW, Arrivals
 from pslite.wire import Kind, Message, Op, decode, encode
 
 SERVER, WORKER = 8, 9
@@ -538,3 +538,28 @@ def test_nothing_is_remembered_of_what_has_left(keys: list[int]) -> None:
     assert sender.drain() == (list(range(100)) if keys else list(range(99, -1, -1)))
     window = sender.delivery._outboxes[SERVER].window
     assert not (window.under_way or window.waiting() or window._heap or window._last)
+
+
+# -- what came and is not worked on -----------------------------------------------------------------------------------
+
+
+def test_arrivals_of_one_priority_are_a_line() -> None:
+    arrivals: Arrivals[int] = Arrivals()
+    for number in range(5):
+        arrivals.add(number, message("", [number]))
+    arrivals.add(5)
+    assert [arrivals.pop() for _ in range(len(arrivals))] == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_more_urgent_overtakes_among_arrivals_but_nothing_about_its_keys_and_no_fence() -> None:
+    arrivals: Arrivals[str] = Arrivals()
+    arrivals.add("a", message("", [1], 0))
+    arrivals.add("b", message("", [2], 0))
+    arrivals.add("c", message("", [3], 5))
+    arrivals.add("d", message("", [2], 9))
+    arrivals.add("fence")
+    arrivals.add("e", message("", [4], 99))
+    assert [arrivals.pop() for _ in range(len(arrivals))] == ["b", "d", "c", "a", "fence", "e"]
+    arrivals.add("f", message("", [1], -3))
+    assert arrivals.pop() == "f"
+    assert len(arrivals) == 0
