@@ -50,9 +50,14 @@ def from_float32(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
 
     Too large becomes infinite; a NaN stays a (quiet) NaN of the same sign.
     """
-    wide = np.asarray(values, np.float32).reshape(-1).view(np.uint32)
-    upper = wide >> 16
-    rounded = wide + (upper & 1) + 0x7FFF  # half of the last place kept, one more if that place is odd
-    # Adding carries a NaN's payload into its exponent and sign, so NaNs are truncated instead.
-    bits = np.where((wide & 0x7FFFFFFF) > 0x7F800000, upper | 0x40, rounded >> 16)
-    return bits.astype(np.uint16).reshape(values.shape)
+    wide: npt.NDArray[Any] = np.asarray(values, np.float32).reshape(-1).view(np.uint32)
+    rounded = wide >> 16
+    rounded &= 1
+    rounded += wide
+    rounded += 0x7FFF  # half of the last place kept, and one more if that place is odd
+    rounded >>= 16
+    bits = rounded.astype(np.uint16)
+    nan = np.isnan(wide.view(np.float32))
+    if nan.any():  # adding carries a NaN's payload into its exponent and sign, so NaNs are truncated instead
+        bits[nan] = wide[nan] >> 16 | 0x40
+    return bits.reshape(values.shape)
