@@ -210,7 +210,7 @@ def drop_nonfinite(residual: Array) -> None:
     for low in range(0, residual.size, BLOCK):
         block = residual[low : low + BLOCK]
         finite = np.isfinite(block)
-        if np.count_nonzero(finite) < block.size:
+        if not finite.all():
             block[~finite] = 0
 
 
