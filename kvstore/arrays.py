@@ -144,7 +144,10 @@ def accumulate(arrays: Sequence[Array], code: int, out: Array | None = None, wid
         for low in range(0, flat.size, BLOCK):
             block = slice(low, low + BLOCK)
             part = flat[block] if keep else widen(flat[block], code)
-            add_up((widen(term[block], code) for term in terms), code, part)
+            if code in LOW_PRECISION:
+                add_up((widen(term[block], code) for term in terms), code, part)
+            else:
+                add_up([term[block] for term in terms], code, part)
             if not keep:
                 narrow(part, flat[block], code)
     return total

@@ -30,20 +30,20 @@ class Sum:
     ``wide``: float16 and bfloat16 are not rounded, the sum is float32.
     """
 
-    __slots__ = ("_arrays", "_code", "_scratch", "_shape", "_terms", "_wide")
+    __slots__ = ("_arrays", "_code", "_flat", "_scratch", "_terms", "_wide")
 
     def __init__(self, terms: Sequence[Array | Deferred], code: int, wide: bool = False) -> None:
         self._code, self._wide = code, wide
         self._arrays = [term for term in terms if isinstance(term, np.ndarray)]
-        self._terms = [term.reshape(-1) if isinstance(term, np.ndarray) else term for term in terms]
-        self._shape = terms[0].shape
+        self._terms = terms
+        self._flat: list[Array | Deferred] = []  # the terms as ``block`` takes them, from its first call on
         self._scratch: Array | None = None  # for deferred terms but the first
 
     def whole(self) -> Array:
         """The sum in a new array."""
         if len(self._arrays) == len(self._terms):
             return accumulate(self._arrays, self._code, wide=self._wide)
-        out = np.empty(self._shape, storage(self._code))
+        out = np.empty(self._terms[0].shape, storage(self._code))
         self.into(out)
         return out
 
@@ -85,7 +85,9 @@ class Sum:
 
     def _parts(self, low: int, out: Array) -> Iterator[Array]:
         """The block of each term, good until the next is asked for; that of a first deferred one is in ``out``."""
-        for index, term in enumerate(self._terms):
+        if not self._flat:
+            self._flat = [term.reshape(-1) if isinstance(term, np.ndarray) else term for term in self._terms]
+        for index, term in enumerate(self._flat):
             if isinstance(term, np.ndarray):
                 yield widen(term[low : low + out.size], self._code)
                 continue

@@ -49,7 +49,7 @@ class Elementwise(Optimizer):
         """Raises DTypeError unless weight is of a real dtype, ShapeError unless grad is of its shape."""
         data, code, grads, grad_code = storage(key, weight, grad)
         w = np.ascontiguousarray(data)
-        self._move(w, w, code, Sum([grads], grad_code), state, self._rates(key, count))
+        self._move(w, w, code, Sum([np.asarray(grads)], grad_code), state, self._rates(key, count))
         if w is not data:
             data[...] = w.reshape(data.shape)
 
@@ -58,12 +58,12 @@ class Elementwise(Optimizer):
 
         old, new: C-contiguous, of the storage dtype of ``code``. Raises DTypeError unless that is a real dtype.
         """
-        check_real(key, code)
+        _check_real(key, code)
         self._move(old, new, code, received, state, self._rates(key, count))
 
     def move_rows(self, key: Key, table: Array, code: int, received: RowSum, state: State, count: int) -> None:
         """Updates the rows that were received, of ``table`` (as ``new`` is) and of the slots, a block at a time."""
-        check_real(key, code)
+        _check_real(key, code)
         at = self._rates(key, count)
         for rows in received.blocks():
             part = gather(table, rows.ids)
@@ -125,7 +125,7 @@ def storage(key: Key, weight: Weight, grad: Weight) -> tuple[Array, int, Array, 
     return *_storage(key, weight), *_storage(key, grad)
 
 
-def check_real(key: Key, code: int) -> None:
+def _check_real(key: Key, code: int) -> None:
     """Raises DTypeError unless an optimizer can compute with this dtype."""
     if code not in _CODES:
         raise DTypeError(key=str(key), got=NAMES[code], expected=", ".join(_REALS) + ", as optimizers need")
@@ -135,5 +135,5 @@ def _storage(key: Key, array: Weight) -> tuple[Array, int]:
     if isinstance(array, bfloat16):
         return array.bits, BFLOAT16
     code = code_of(array.dtype, key)
-    check_real(key, code)
+    _check_real(key, code)
     return array, code
