@@ -34,7 +34,7 @@ _BY_DTYPE = {dtype: code for code, dtype in enumerate(_STORAGE) if code != BFLOA
 
 def storage(code: int) -> np.dtype[np.generic]:
     """The numpy dtype that holds elements of this code; raises ProtocolError for an unknown code."""
-    if type(code) is not int or not 0 <= code < len(_STORAGE):
+    if not (isinstance(code, int) and 0 <= code < len(_STORAGE)):
         raise ProtocolError(f"unknown dtype code {code!r:.40}; this version knows 0 to {len(_STORAGE) - 1}")
     return _STORAGE[code]
 

@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import msgpack
 import numpy as np
@@ -25,7 +24,6 @@ import kvstore
 
 ROUNDS, CALLS, KEYS = 20, 100, 2000
 HEADER = [0x5053, 1, 1, "job", 9, 8, 2**62, 3, 3, [2, 1], 7, 0, 0, 1, 3, 0, 0, [13, None], [[0, 16]]]
-ECHO = "--echo"
 
 
 def echo(address: str) -> None:
@@ -42,7 +40,7 @@ def echo(address: str) -> None:
 
 
 def seconds(call: Callable[[], object]) -> list[float]:
-    """How long each of CALLS calls takes."""
+    """How long each of some calls takes."""
     taken = []
     for _ in range(CALLS):
         start = time.perf_counter()
@@ -51,15 +49,8 @@ def seconds(call: Callable[[], object]) -> list[float]:
     return taken
 
 
-def shown(name: str, taken: list[float]) -> float:
-    p50, p90 = (float(q) * 1e6 for q in np.quantile(taken, (0.5, 0.9)))
-    print(f"{name:24} p50 {p50:6.0f} us   p90 {p90:6.0f} us")
-    return p50
-
-
-def single(kv: kvstore.KVStore, directory: Path) -> None:
-    address = f"ipc://{directory}/echo"
-    other = subprocess.Popen([sys.executable, __file__, ECHO, address])
+def single(kv: kvstore.KVStore, address: str) -> None:
+    other = subprocess.Popen([sys.executable, __file__, address])
     dealer = zmq.Context.instance().socket(zmq.DEALER)
     dealer.connect(address)
     grad, out, data = np.ones(16, np.float32), np.empty(16, np.float32), bytes(64)
@@ -77,8 +68,10 @@ def single(kv: kvstore.KVStore, directory: Path) -> None:
     for _ in range(ROUNDS):
         for name, call in calls.items():
             taken[name] += seconds(call)
-    medians = [shown(name, values) for name, values in taken.items()]
-    print(f"{'ratio':24} {medians[1] / medians[0]:10.2f}")
+    unit = statistics.median(taken["bare ZeroMQ"])
+    for name, values in taken.items():
+        p50, p90 = np.quantile(values, (0.5, 0.9))
+        print(f"{name:12} p50 {p50 * 1e6:4.0f} us, {p50 / unit:.2f} x bare; p90 {p90 * 1e6:4.0f} us")
     dealer.send_multipart([msgpack.packb([]), data])
     other.wait()
 
@@ -96,17 +89,13 @@ def many(kv: kvstore.KVStore) -> None:
         walls.append(time.perf_counter() - wall)
         cpus.append(time.process_time() - cpu)
     wall, cpu = (statistics.median(values) / (2 * KEYS) * 1e6 for values in (walls, cpus))
-    print(f"{'push, then pull':24} {wall:6.0f} us a call, {cpu:.0f} us of the worker's CPU")
-
-
-def main() -> None:
-    if sys.argv[1:2] == [ECHO]:
-        echo(sys.argv[2])
-        return
-    with kvstore.create("dist_sync") as kv, tempfile.TemporaryDirectory() as directory:
-        single(kv, Path(directory))
-        many(kv)
+    print(f"push, then pull: {wall:.0f} us a call, {cpu:.0f} us of the worker's CPU")
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:]:
+        echo(sys.argv[1])
+    else:
+        with kvstore.create("dist_sync") as kv, tempfile.TemporaryDirectory() as directory:
+            single(kv, f"ipc://{directory}/echo")
+            many(kv)
