@@ -13,7 +13,9 @@ SAVE = 2  # pull everything of keys: meta is whether with values; that of the an
 LOAD = 3  # push it: meta is {key on the wire: [names of arrays, version, count]}; an array may be row ids, by its name
 STASH = 4  # push what compression holds back of keys, for rank 0 or from it: meta is the rank whose it is
 UNSTASH = 5  # pull it: meta is that rank; keys without any have no array
-BUNDLE = 6  # DATA of dense keys: values are one array behind each other, in the answer too; the first five have lists
+BUNDLE = 6  # DATA of dense keys: values lie behind each other in one array, in the answer too; meta: is it a burst
+OUTCOME = 7  # of a burst that is served key by key (its answer's body is True): meta is [its timestamp, which key];
+# or its timestamp alone: that answer is wanted as soon as its keys end one by one
 
 # KVPairs.kinds: how a value is put into arrays.
 WHOLE = 0  # one array; or none, in a pull

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pslite import SERVER_GROUP, Flag, KVPairs, Postoffice, name_of
+from pslite import SERVER_GROUP, Flag, KVPairs, Postoffice, Request, name_of
 from pslite.dtypes import NAMES, storage
 from pslite.errors import (
     ConfigError,
@@ -286,10 +286,10 @@ class DistStore(Member):
             return Handle(result=None if finish is None else finish([]))
         pairs = pairs_in_turn(items, bool(flags & Flag.PUSH), AT_ONCE * self._office.num_servers)
         at = np.array([self._records[key].at for key in keys], np.intp)
-        return self._request(DATA, keys, at, pairs, flags, priority, take, finish)
+        return self._handle(self._request(DATA, keys, at, pairs, flags, priority, take, finish))
 
     def _request(self, cmd: int, keys: Sequence[Key], at: Ordinals, pairs: Iterable[KVPairs], flags: int, priority: int,
-                 take: Take | None, finish: Finish | None) -> Handle:  # fmt: skip
+                 take: Take | None, finish: Finish | None) -> Request:  # fmt: skip
         """Send pairs as one request; the lock is held. ``at``: the keys' places in the ledger."""
         what = f"{_CALLS[flags]} of {_shown(keys)}"
         if CALLS.running:
@@ -302,8 +302,13 @@ class DistStore(Member):
         if flags & Flag.PUSH:
             self._ahead.begin(at)
             self._ahead.add(request, at)
-        customer = self._worker.customer
-        return Handle(lambda *timeout: customer.wait_for(request, *timeout), lambda: request.done)
+        return request
+
+    def _handle(self, request: Request) -> Handle:
+        return Handle(lambda *timeout: self._wait_for(request, *timeout), lambda: request.done)
+
+    def _wait_for(self, request: Request, *timeout: float | None) -> Any:
+        return self._worker.customer.wait_for(request, *timeout)
 
     # -- lists of keys ------------------------------------------------------------------------------------------------
 
@@ -333,17 +338,18 @@ class DistStore(Member):
         with self._pushing, self._lock:
             self._check_closing()
             self._tell_changes()
-            answers = None if outs is None else Answers(plan, outs, self._ledger, None)
-            handle = self._request_list(plan, plan.pushed(values, self._ledger), priority, flags, answers)
+            answers = None if outs is None else Answers(plan.parts, outs, self._ledger)
+            pairs = (part.pushed(values, self._ledger) for part in plan.parts)
+            handle = self._request_list(plan, pairs, priority, flags, answers)
             self._in_flight.append(handle)
         return together([*others, handle])
 
     def _pull_list(self, plan: KeyList, outs: Any, priority: int) -> Handle:
         others = [self.pull(plan.of_rest(plan.keys), plan.of_rest(outs), priority, wait=False)] if plan.rest else []
         own = plan.fresh() if outs is None else outs
-        answers = Answers(plan, own, self._ledger, own if outs is None else None)
+        answers = Answers(plan.parts, own, self._ledger, own if outs is None else None)
         with self._lock:
-            handle = self._request_list(plan, plan.wanted(), priority, Flag.PULL, answers)
+            handle = self._request_list(plan, (part.wanted() for part in plan.parts), priority, Flag.PULL, answers)
         return together([*others, handle])
 
     def _request_list(
@@ -351,7 +357,7 @@ class DistStore(Member):
     ) -> Handle:
         keys, at = plan.bundled
         take, finish = (None, None) if answers is None else (answers.take, answers.finish)
-        return self._request(BUNDLE, keys, at, pairs, flags, priority, take, finish)
+        return self._handle(self._request(BUNDLE, keys, at, pairs, flags, priority, take, finish))
 
     # -- compression, and how many pushes may be under way ------------------------------------------------------------
 

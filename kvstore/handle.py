@@ -9,6 +9,8 @@ from typing import Any
 class Handle:
     """A call in flight. ``wait`` may be called any number of times, from any thread."""
 
+    __slots__ = ("__weakref__", "_done", "_result", "_wait", "reported")
+
     def __init__(
         self, wait: Callable[..., Any] | None = None, done: Callable[[], bool] | None = None, result: Any = None
     ) -> None:

@@ -23,7 +23,7 @@ Where = int | Ordinals
 
 
 class Ledger:
-    """A table with a row of counters for each key. Thread-safe: pushes count in callers, pulls on the leading thread."""
+    """Counters for each key. Thread-safe: pushes count in the threads that call, pulls on the leading one."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards changes of the table, and its replacement when it grows
@@ -95,9 +95,15 @@ class Ahead:
             self._drop_ended()
             self._look_at = max(64, 2 * len(self._pushes))
 
-    def begin(self, at: Where) -> None:
-        """Count a push."""
-        self._counts[at] += 1
+    def begin(self, at: Where, count: int = 1) -> None:
+        """Count a push, or take back that it was counted."""
+        self._counts[at] += count
+
+    def has_room(self, at: int) -> bool:
+        """Whether one more push of a key may be made."""
+        if at < self._counts.size and self._counts[at] < MAX_AHEAD:
+            return True
+        return not self.in_the_way(np.array([at], np.intp))
 
     def in_the_way(self, at: Ordinals) -> Sequence[Request]:
         """The unfinished pushes of a key that has as many as a server parks; none if no key has."""

@@ -64,7 +64,7 @@ class Part:
             set(map(type, mine)) == {np.ndarray}
             and [array.dtype for array in mine].count(self.dtype) == len(mine)
             and [array.shape for array in mine] == self.shapes
-            and not (out and not all([array.flags.writeable for array in mine]))
+            and not (out and [array.flags.writeable for array in mine].count(True) < len(mine))
         )
 
     def joined(self, arrays: Sequence[Array]) -> Array:
@@ -75,6 +75,18 @@ class Part:
             own[...] = array
         flat: Array = self._flat.copy()
         return flat
+
+    def pushed(self, arrays: Sequence[Array], ledger: Ledger) -> KVPairs:
+        """What is pushed of a call's arrays, and counted."""
+        ledger.count(PUSHES, self.at, 1)
+        ledger.count(PUSH, self.at, self.nbytes)
+        ledger.count(PUSH_RAW, self.at, self.nbytes)
+        versions, rounds = ledger.column(VERSION, self.at), ledger.column(PUSHES, self.at)
+        return KVPairs(self.wires, self.joined(arrays), versions=versions, rounds=rounds)
+
+    def wanted(self) -> KVPairs:
+        """A pull of all."""
+        return KVPairs(self.wires, [])
 
     def fill(self, outs: Sequence[Array], values: Array) -> None:
         """Write an answer into the caller's arrays."""
@@ -89,7 +101,7 @@ class KeyList:
     def __init__(self, records: Sequence[Record], starts: Sequence[int]) -> None:
         groups: dict[tuple[int, int], list[int]] = {}
         for place, record in enumerate(records):
-            if _is_small(record):
+            if is_small(record):
                 server = bisect_right(starts, record.pieces[0].wire)
                 groups.setdefault((server, record.spec.code), []).append(place)
         self.parts: list[Part] = []
@@ -118,19 +130,6 @@ class KeyList:
         """The keys that travel by themselves, or their arrays."""
         return [items[place] for place in self.rest]
 
-    def pushed(self, arrays: Sequence[Array], ledger: Ledger) -> Iterator[KVPairs]:
-        """What is pushed, part by part."""
-        for part in self.parts:
-            ledger.count(PUSHES, part.at, 1)
-            ledger.count(PUSH, part.at, part.nbytes)
-            ledger.count(PUSH_RAW, part.at, part.nbytes)
-            versions, rounds = ledger.column(VERSION, part.at), ledger.column(PUSHES, part.at)
-            yield KVPairs(part.wires, part.joined(arrays), versions=versions, rounds=rounds)
-
-    def wanted(self) -> Iterator[KVPairs]:
-        """A pull of all."""
-        return (KVPairs(part.wires, []) for part in self.parts)
-
     def fresh(self) -> list[Array]:
         """New arrays, for a pull without outs."""
         outs: list[Array] = [np.empty(0)] * len(self.keys)
@@ -143,8 +142,8 @@ class KeyList:
 class Answers:
     """The answers of a pull of a list, as they come; all runs on the leading thread."""
 
-    def __init__(self, plan: KeyList, outs: Sequence[Array], ledger: Ledger, result: Any) -> None:
-        self._parts = {int(part.wires[0]): part for part in plan.parts}
+    def __init__(self, parts: Sequence[Part], outs: Sequence[Array], ledger: Ledger, result: Any = None) -> None:
+        self._parts = {int(part.wires[0]): part for part in parts}
         self._outs, self._ledger, self._result = outs, ledger, result
 
     def take(self, answer: KVPairs) -> None:
@@ -192,7 +191,7 @@ class Plans:
         return found
 
 
-def _is_small(record: Record) -> bool:
+def is_small(record: Record) -> bool:
     spec = record.spec
     return record.whole and not record.flat and not spec.sparse and spec.code != BFLOAT16 and spec.nbytes < SMALL
 

@@ -13,6 +13,7 @@ from typing import Any
 from pslite import Postoffice
 from pslite.errors import ConfigError, StorageError
 
+from .burst import BurstStore
 from .dist import DistStore
 from .keys import Key
 from .ledger import Ledger
@@ -63,7 +64,7 @@ def check_type(name: str, p3: bool) -> None:
 
 def open_store(name: str, office: Postoffice) -> DistStore:
     """The store of a worker whose Postoffice has joined."""
-    return P3Store(name, office) if office.config.p3 else DistStore(name, office)
+    return P3Store(name, office) if office.config.p3 else BurstStore(name, office)
 
 
 class Slicer(Planner):

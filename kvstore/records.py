@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from pslite import Balancer
 from pslite.dtypes import storage
 from pslite.errors import ProtocolError
@@ -65,6 +67,11 @@ class Record:
     @property
     def key(self) -> Key:
         return self.spec.key
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of its arrays in memory."""
+        return storage(self.spec.code)
 
     @property
     def whole(self) -> bool:

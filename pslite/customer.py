@@ -204,6 +204,11 @@ class Customer:
                 self._dropped.append(oldest)
         return request.timestamp
 
+    @property
+    def busy(self) -> bool:
+        """Whether any request is in flight."""
+        return bool(self._requests)
+
     def done(self, timestamp: int) -> bool:
         """Whether all answers came and the callback has run."""
         with self._lock:

@@ -181,7 +181,7 @@ def _total(lens: NDArray[Any]) -> int:
 def unpack(message: Message) -> KVPairs:
     """The pairs in a DATA message; raises ProtocolError if it is malformed."""
     if not message.arrays:
-        return KVPairs(np.empty(0, np.uint64), [])
+        return KVPairs(np.empty(0, np.uint64), [], meta=message.body)
     if not (isinstance(message.body, list) and len(message.body) == 2 and isinstance(message.body[0], int)):
         raise ProtocolError("a key-value message without its description")
     bits, arrays = message.body[0], message.arrays

@@ -52,9 +52,13 @@ class KVServer:
         if self.customer is None:
             self.customer = Customer(self.office, self._app, 0, self._accept)
 
-    def response(self, meta: KVMeta, pairs: KVPairs | None = None) -> None:
-        """Answer a request, with key-value pairs if it pulls. Their arrays must not change any more."""
-        reply = Message(Kind.REPLY, cmd=meta.cmd, priority=meta.priority, flags=meta.message.flags & Flag.BY_VALUE)
+    def response(self, meta: KVMeta, pairs: KVPairs | None = None, note: Any = None) -> None:
+        """Answer a request, with key-value pairs if it pulls. Their arrays must not change any more.
+
+        ``note``: without pairs, anything small that msgpack carries; the worker finds it as ``KVPairs.meta``.
+        """
+        flags = meta.message.flags & Flag.BY_VALUE
+        reply = Message(Kind.REPLY, cmd=meta.cmd, priority=meta.priority, flags=flags, body=note)
         self.office.answer(meta.message, reply if pairs is None else pack(pairs, reply, pairs.meta))
 
     def error(self, meta: KVMeta, error: Exception, what: str = "the handle") -> None:

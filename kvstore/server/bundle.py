@@ -22,6 +22,7 @@ from kvstore.spec import Spec
 from kvstore.value import Value
 
 from .entry import Contribution, Entry
+from .ticket import Ticket
 
 _NOTHING = np.empty(0)  # the value of a key while a bundle has it
 
@@ -73,8 +74,8 @@ class Bundle(Entry):
         self.fitting[rank] = rule
         return True
 
-    def end(self) -> None:
-        """Give each key its part of the values and the slots, and of everything that waits."""
+    def end(self) -> list[Ticket]:
+        """Give each key its part of the values and the slots, and of everything that waits; returns whose that was."""
         data, state = self.parts(self.value.data), {n: self.parts(slot) for n, slot in self.value.state.items()}
         versions = self.version.tolist()
         for i, entry in enumerate(self.members):
@@ -87,13 +88,13 @@ class Bundle(Entry):
         for rank, queue in self.queues.items():
             for whole in queue:
                 self._hand_out(rank, whole)
+        return [whole.ticket for queue in self.queues.values() for whole in queue]
 
     def _hand_out(self, rank: int, whole: Contribution) -> None:
-        ticket = whole.ticket
-        ticket.due, ticket.answers = self.keys, [None] * self.keys
         assert whole.content is None or isinstance(whole.content, np.ndarray), "a bundle has whole values"
         contents = [None] * self.keys if whole.content is None else self.parts(whole.content)
-        for index, (entry, content) in enumerate(zip(self.members, contents, strict=True)):
+        places = whole.ticket.per_key(self.keys)
+        for entry, content, (ticket, index) in zip(self.members, contents, places, strict=True):
             entry.add(rank, Contribution(ticket, index, content, None, whole.rule))
 
     def parts(self, flat: Array) -> list[Array]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from kvstore.commands import BUNDLE, DATA, INIT
+from kvstore.commands import BUNDLE, DATA, INIT, OUTCOME
 from kvstore.rows import Received
 from kvstore.rules import Rule
 from kvstore.tracing import Args, Process, Recorder, nbytes
@@ -51,7 +51,7 @@ class Profile:
         since = self._recorder.clock()
         args: Args = {"worker": rank_of(meta.sender), "keys": len(pairs.keys), "received": nbytes(pairs)}
         args |= dict.fromkeys(("sent", "waited_us", "error"))  # known when it is answered
-        if meta.cmd in (INIT, DATA, BUNDLE):  # others are answered by the handle itself
+        if meta.cmd in (INIT, DATA, BUNDLE, OUTCOME):  # others are answered by the handle itself
             self._open[meta] = since, args
         try:
             handle(meta, pairs, server)
@@ -97,6 +97,8 @@ def _name(meta: KVMeta) -> str:
     """What a request is called."""
     if meta.cmd == INIT:
         return "init"
+    if meta.cmd == OUTCOME:
+        return "outcome"
     if meta.cmd not in (DATA, BUNDLE):
         return "checkpoint"
     return "pushpull" if meta.push and meta.pull else "push" if meta.push else "pull"

@@ -19,6 +19,7 @@ from kvstore.commands import (
     DATA_APP,
     INIT,
     LOAD,
+    OUTCOME,
     ROWS,
     SAVE,
     STASH,
@@ -61,6 +62,8 @@ class Service:
             self._finish(self._on_values(meta, pairs, rank))
         elif meta.cmd == BUNDLE:
             self._finish(self._on_bundle(meta, pairs, rank))
+        elif meta.cmd == OUTCOME:
+            self._finish(self._on_outcome(meta, pairs, rank))
         else:
             self._on_other(meta, pairs, rank)
 
@@ -78,17 +81,31 @@ class Service:
         """A push or pull of many small keys."""
         if meta.replay:
             return self.store.read(meta, rank, pairs.keys.tolist())
-        if not meta.push:
-            return self.store.request_all(meta, rank, pairs.keys, None, meta.pull)
-        if isinstance(pairs.vals, list):
-            raise ProtocolError("the values of a request for many keys are not one array")
-        assert meta.message.codes is not None
-        return self.store.request_all(meta, rank, pairs.keys, (pairs.vals, meta.message.codes[-1]), meta.pull)
+        pushed = None
+        if meta.push:
+            if isinstance(pairs.vals, list):
+                raise ProtocolError("the values of a request for many keys are not one array")
+            assert meta.message.codes is not None
+            pushed = pairs.vals, meta.message.codes[-1]
+        number = meta.timestamp if meta.meta is True else None
+        return self.store.request_all(meta, rank, pairs.keys, pushed, meta.pull, number)
+
+    def _on_outcome(self, meta: KVMeta, pairs: KVPairs, rank: int) -> list[Ticket]:
+        """A worker asks how a call of a burst ended."""
+        if meta.replay:
+            return self.store.read(meta, rank, pairs.keys.tolist())
+        if type(meta.meta) is int:
+            self.store.hurry(rank, meta.meta)
+            return [Ticket(meta, rank)]
+        if not (isinstance(meta.meta, list) and [type(n) for n in meta.meta] == [int, int]):
+            raise ProtocolError("a malformed question for an outcome")
+        return self.store.outcome(meta, rank, *meta.meta)
 
     def _on_other(self, meta: KVMeta, pairs: KVPairs, rank: int) -> None:
         """What is neither a push nor a pull."""
         if meta.cmd in (SAVE, LOAD, STASH, UNSTASH):
             self._data.response(meta, self._on_checkpoint(meta, pairs, rank))
+            self._finish([])
         elif meta.cmd == INIT:
             self._finish(self.store.init(meta, rank, _created(meta, pairs)))
         else:
@@ -139,6 +156,7 @@ class Service:
 
     def _finish(self, tickets: list[Ticket]) -> None:
         """Answer the requests that are done."""
+        tickets = [*tickets, *self.store.told_apart()]
         self._profile.answered(tickets)
         for ticket in tickets:
             self._answer(ticket)
@@ -159,6 +177,8 @@ class Service:
                 self._control.error(token, ticket.error)
         elif ticket.error is not None:
             self._data.error(token, ticket.error, ticket.what)
+        elif ticket.told:
+            self._data.response(token, note=True)
         elif ticket.pull:
             answered = _bundled if token.cmd == BUNDLE else _answered
             self._data.response(token, answered(token.message.arrays[0], ticket))

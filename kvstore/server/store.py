@@ -40,7 +40,7 @@ from .bundle import Bundle, alike, split
 from .entry import Contribution, Entry
 from .meeting import Meeting
 from .settings import Settings
-from .ticket import Answer, Ticket
+from .ticket import UNASKED, Answer, Ticket
 
 
 @dataclass(slots=True, eq=False)
@@ -73,6 +73,9 @@ class Store:
         self.parked = 0  # contributions in all queues
         self._entries: dict[int, Entry] = {}  # by key on the wire
         self._bundles: dict[bytes, Bundle] = {}  # by the bytes of their keys; no key is in two of them
+        self._bursts: dict[tuple[int, int], Ticket] = {}  # by rank and number, those that have no answer yet
+        self._apart: dict[tuple[int, int], dict[int, Ticket]] = {}  # by rank and number: keys of bursts, not asked for
+        self._told_apart: list[Ticket] = []  # bursts that are to be answered with that
         self._members = set(range(num_workers))  # ranks that every round needs
         self.stash: dict[
             tuple[int, int], tuple[Array | None, int]
@@ -107,12 +110,14 @@ class Store:
         wanted: Sequence[Ids | None] = (),
         pull: bool = False,
         codec: Codec | None = None,
+        number: int | None = None,
     ) -> list[Ticket]:
         """Push (contents with their dtype codes), pull (of some rows each, or all), or both.
 
-        ``codec``: for what is pulled. Returns the tickets that are done now, this one maybe among them.
+        ``codec``: for what is pulled; ``number``: of a burst. Returns the tickets that are done now, this one maybe
+        among them.
         """
-        ticket = Ticket(token, rank, pull, codec, len(keys), [None] * len(keys))
+        ticket = Ticket(token, rank, pull, codec, number=number)
         try:
             entries = [self._find(key) for key in keys]
             pairs = zip(entries, pushed, strict=bool(pushed))
@@ -127,11 +132,10 @@ class Store:
             return [ticket]
         done: list[Ticket] = []
         rule = self.settings.rule_of(rank)
-        for index, entry in enumerate(entries):
-            contribution = Contribution(
-                ticket, index, contents[index] if contents else None, wanted[index] if wanted else None, rule
-            )
-            entry.add(rank, contribution)
+        self._note(ticket)
+        for i, (entry, (own, index)) in enumerate(zip(entries, ticket.per_key(len(keys)), strict=True)):
+            content, ids = contents[i] if contents else None, wanted[i] if wanted else None
+            entry.add(rank, Contribution(own, index, content, ids, rule))
             self.parked += 1
             done += self._advance(entry)
         return done
@@ -163,28 +167,29 @@ class Store:
         entry = self._entries.get(key)
         if entry is None:
             raise UnknownKeyError(key=key)
-        if isinstance(bundle := entry.bundle, Bundle):
-            del self._bundles[bundle.id]
-            bundle.end()
+        if isinstance(entry.bundle, Bundle):
+            self._end(entry.bundle)
         return entry
 
     # -- requests for many small keys ---------------------------------------------------------------------------------
 
     def request_all(
-        self, token: Any, rank: int, keys: NDArray[np.uint64], pushed: tuple[Array, int] | None, pull: bool
-    ) -> list[Ticket]:
+        self, token: Any, rank: int, keys: NDArray[np.uint64], pushed: tuple[Array, int] | None, pull: bool,
+        number: int | None = None
+    ) -> list[Ticket]:  # fmt: skip
         """``request`` for dense keys whose values lie behind each other in one array."""
         rule = self.settings.rule_of(rank)
         try:
             bundle = self._bundle(keys, rank, rule)
             if bundle is None:
                 contents = () if pushed is None else [(part, pushed[1]) for part in self._parts(keys, pushed[0])]
-                return self.request(token, rank, keys.tolist(), contents, pull=pull)
-            ticket = Ticket(token, rank, pull, None, 1, [None])
+                return self.request(token, rank, keys.tolist(), contents, pull=pull, number=number)
+            ticket = Ticket(token, rank, pull, None, 1, [None], number=number)
             if pushed is not None:
                 bundle.value.spec.check(*pushed)
         except PSError as error:
             return [Ticket(token, rank, error=error)]
+        self._note(ticket)
         bundle.add(rank, Contribution(ticket, 0, None if pushed is None else pushed[0], None, rule))
         self.parked += bundle.keys
         return self._advance(bundle)
@@ -204,9 +209,71 @@ class Store:
             return bundle
         if bundle.updates_alike(rank, rule):
             return bundle
-        del self._bundles[id]
-        bundle.end()
+        self._end(bundle)
         return None
+
+    def _end(self, bundle: Bundle) -> None:
+        del self._bundles[bundle.id]
+        for ticket in bundle.end():
+            if ticket.hurried:
+                self._tell_apart(ticket)
+
+    # -- bursts: calls that travelled together, and end one by one ----------------------------------------------------
+
+    def _note(self, ticket: Ticket) -> None:
+        if ticket.number is not None:
+            self._bursts[ticket.rank, ticket.number] = ticket
+
+    def hurry(self, rank: int, number: int) -> None:
+        """A worker does not wait for all of a burst: calls that end before others must be told apart."""
+        ticket = self._bursts.get((rank, number))
+        if ticket is not None and ticket.apart:
+            self._tell_apart(ticket)
+        elif ticket is not None:
+            ticket.hurried = True
+
+    def _tell_apart(self, ticket: Ticket) -> None:
+        """The answer of a burst is that it is served key by key; its worker asks for the outcomes."""
+        assert ticket.number is not None
+        ticket.finished = ticket.told = True
+        self._apart[ticket.rank, ticket.number] = dict(enumerate(ticket.apart))
+        ticket.apart = []
+        del self._bursts[ticket.rank, ticket.number]
+        self._told_apart.append(ticket)
+
+    def _ended(self, ticket: Ticket) -> list[Ticket]:
+        """A request is done, or has failed; returns it, or what it was the last of, if that can be answered."""
+        ticket.finished = True
+        if ticket.number is not None:
+            del self._bursts[ticket.rank, ticket.number]
+        whole = ticket.whole
+        if whole is None or ticket.token is not UNASKED:
+            return [ticket]
+        if whole.finished:
+            return []  # it was told apart, and will be asked for
+        whole.due -= 1
+        if ticket.error is not None:
+            self._tell_apart(whole)
+        if whole.due or whole.finished:
+            return []
+        whole.answers, whole.apart = [own.answers[0] for own in whole.apart], []
+        return self._ended(whole)
+
+    def told_apart(self) -> list[Ticket]:
+        """The bursts of which that has turned out since the last call."""
+        told, self._told_apart = self._told_apart, []
+        return told
+
+    def outcome(self, token: Any, rank: int, number: int, index: int) -> list[Ticket]:
+        """A worker asks for the outcome of one key of a burst."""
+        apart = self._apart.get((rank, number), {})
+        ticket = apart.pop(index, None)
+        if ticket is None:
+            raise ProtocolError(f"there is no key {index} of burst {number}, or it was asked for before")
+        if not apart:
+            del self._apart[rank, number]
+        ticket.token = token
+        return [ticket] if ticket.finished else []
 
     def _parts(self, keys: NDArray[np.uint64], flat: Array) -> list[Array]:
         shapes = [self._find(key).value.spec.shape for key in keys.tolist()]
@@ -271,8 +338,7 @@ class Store:
         ticket.due -= 1
         if ticket.due or ticket.finished:
             return []
-        ticket.finished = True
-        return [ticket]
+        return self._ended(ticket)
 
     def _fail(self, ticket: Ticket, entry: Entry, error: Exception, what: str = "") -> list[Ticket]:
         """The first error answers the request; what it does to its other keys goes on."""
@@ -280,14 +346,15 @@ class Store:
         ticket.due -= 1
         if ticket.finished:
             return []
-        ticket.finished, ticket.error, ticket.what = True, error, what
-        return [ticket]
+        ticket.error, ticket.what = error, what
+        return self._ended(ticket)
 
     # -- members ------------------------------------------------------------------------------------------------------
 
     def on_peer_ended(self, rank: int, error: PeerError) -> list[Ticket]:
         """A worker finished, failed or was lost: rounds that need it fail at once, unless it left them."""
         self._gone[rank] = error
+        self._apart = {burst: tickets for burst, tickets in self._apart.items() if burst[0] != rank}
         if isinstance(error, WorkerLeft):
             self._members.discard(rank)
         done = self.settings.on_decider_gone(error) if rank == 0 else []
@@ -300,7 +367,8 @@ class Store:
         if waiting:
             return waiting
         for entry in self._all():
-            if any(mine(c.ticket.token) for queue in entry.queues.values() for c in queue):
+            tokens = {c.ticket.token for queue in entry.queues.values() for c in queue}
+            if any(mine(token) for token in tokens - {UNASKED}):
                 absent = sorted(rank for rank in self._members if not entry.queues.get(rank))
                 return [f"worker {rank} (round {entry.rounds + 1} of key {entry.value.spec.key!r})" for rank in absent]
         return []

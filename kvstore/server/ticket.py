@@ -23,6 +23,10 @@ class Answer:
     kind: int = WHOLE
 
 
+UNASKED = object()
+"""The token of a key's own ticket until the worker asks for its outcome."""
+
+
 @dataclass(slots=True, eq=False)
 class Ticket:
     """One request that is being served. ``token`` is the shell's; the rest is the brain's."""
@@ -37,3 +41,16 @@ class Ticket:
     body: Any = None  # of the answer to a collective call
     what: str = ""  # the user code that raised the error
     finished: bool = False
+    number: int | None = None  # of a burst: its worker's calls have an end each, not one together
+    apart: list[Ticket] = field(default_factory=list)  # of a burst that is served key by key: its keys' own
+    whole: Ticket | None = None  # of such a key: its burst
+    hurried: bool = False  # a burst whose worker does not wait for all of it
+    told: bool = False  # that it is served key by key
+
+    def per_key(self, count: int) -> list[tuple[Ticket, int]]:
+        """Where each of so many keys is answered, with its place there."""
+        self.due, self.answers = count, [None] * count
+        if self.number is None:
+            return [(self, index) for index in range(count)]
+        self.apart = [Ticket(UNASKED, self.rank, self.pull, None, 1, [None], whole=self) for _ in range(count)]
+        return [(ticket, 0) for ticket in self.apart]

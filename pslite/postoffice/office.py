@@ -248,6 +248,10 @@ class Postoffice:
         """Queue user code, from any thread."""
         self._shell.later(callback)
 
+    def soon(self, callback: Callable[[], None], within: float) -> None:
+        """Run user code in so many seconds, from any thread."""
+        self._shell.soon(callback, within)
+
     def progress(self) -> None:
         """Take in what has come, without waiting: for a thread that sends much, and so may wait for room."""
         self._shell.progress()

@@ -72,6 +72,7 @@ class Shell:
         self._local: deque[Message] = deque()  # messages to ourselves
         self._deliveries: Arrivals[Callable[[], None]] = Arrivals()  # requests for the application
         self._callbacks: deque[Callable[[], None]] = deque()  # completions that run user code
+        self._planned: list[tuple[float, Callable[[], None]]] = []  # callbacks for later, with when
         self._closed = False
         self.forked = False  # set in a forked child, where sockets, threads and locks are not usable
         _LIVE.add(self)
@@ -144,6 +145,14 @@ class Shell:
             self._callbacks.append(callback)
             self._notice_timer()
 
+    def soon(self, callback: Callable[[], None], within: float) -> None:
+        """Run user code on the leading thread in so many seconds, from any thread."""
+        with self.lock:
+            self._planned.append((self.now() + within, callback))
+            self._notice_timer()
+            if self._leader is None:
+                self._idle.notify()
+
     def deliver(self, job: Callable[[], None]) -> None:
         """Run a job on the leading thread, after what was delivered before; the lock is held."""
         self._deliveries.add(job)
@@ -153,8 +162,12 @@ class Shell:
         """Wake the leader if it would sleep past a new timer, or past work that came from this thread."""
         if self._leader is None or self._leader == threading.get_ident():
             return
-        if self._local or self._deliveries or self._callbacks or self.core.next_timer() < self._poll_until:
+        if self._local or self._deliveries or self._callbacks or self._next_timer() < self._poll_until:
             self.van.wake()
+
+    def _next_timer(self) -> float:
+        timer = self.core.next_timer()
+        return min(timer, min(due for due, _ in self._planned)) if self._planned else timer
 
     # -- leading ------------------------------------------------------------------------------------------------------
 
@@ -195,7 +208,7 @@ class Shell:
             if self._run_queues(nested) or done() or self._local:
                 self._timer_due = min(self._timer_due, self.now() + LOOK_AT_TIMERS)  # it may be busy for long
                 return
-            self._timer_due = self.core.next_timer()
+            self._timer_due = self._next_timer()
             self._poll_until = self._timer_due if deadline is None else min(self._timer_due, deadline)
             timeout = None if self._poll_until == FOR_EVER else max(0.0, self._poll_until - self.now())
             self.lock.release()
@@ -234,6 +247,8 @@ class Shell:
             self._handle(event)
         if (now := self.now()) >= self._timer_due:
             self.run(self.core.on_timer(now))
+            self._callbacks.extend(callback for due, callback in self._planned if due <= now)
+            self._planned = [planned for planned in self._planned if planned[0] > now]
 
     def _handle(self, event: VanEvent) -> None:
         try:

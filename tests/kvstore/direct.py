@@ -14,7 +14,7 @@ from typing import Any
 
 import msgpack
 
-from kvstore.dist import DistStore
+from kvstore.burst import BurstStore
 from kvstore.server.service import Service
 from pslite import Config, ids, wire
 from pslite.errors import PSError, WorkerFinished, WorkerLeft
@@ -26,7 +26,7 @@ ENDED = {"left": WorkerLeft, "finished": WorkerFinished}
 
 
 class Office:
-    """What ``DistStore`` and ``Service`` use of a Postoffice."""
+    """What ``BurstStore`` and ``Service`` use of a Postoffice."""
 
     forked = False
     memory = PLAIN
@@ -97,6 +97,9 @@ class Office:
     def progress(self) -> None:
         pass
 
+    def soon(self, callback: Callable[[], None], within: float) -> None:
+        self._cluster.planned.append(callback)
+
     def check(self) -> None:
         pass
 
@@ -119,8 +122,9 @@ class Cluster:
         self._order = order
         self._lines: dict[tuple[int, int], deque[list[Any]]] = {}  # frames, by sender and receiver
         self._offices: dict[int, Office] = {}
+        self.planned: list[Callable[[], None]] = []  # for a moment later
         self.services = [Service(self._office("server", rank)) for rank in range(servers)]
-        self.stores = [DistStore("dist_sync", self._office("worker", rank)) for rank in range(workers)]
+        self.stores = [BurstStore("dist_sync", self._office("worker", rank)) for rank in range(workers)]
 
     def _office(self, role: str, rank: int) -> Any:
         office = Office(self, role, rank)
@@ -132,10 +136,17 @@ class Cluster:
         line.append(wire.encode(message))
 
     def step(self, choice: int | None = None) -> bool:
-        """Carry one message; False if there is none. ``choice``: which line, of those that are not empty."""
-        busy = [key for key, line in self._lines.items() if line]
+        """Carry one message; False if there is none. ``choice``: which line, of those that are not empty.
+
+        One more choice, if there is anything planned, is that its time has come.
+        """
+        busy: list[tuple[int, int] | None] = [key for key, line in self._lines.items() if line]
+        busy += [None] * bool(self.planned)
         if busy:
             key = busy[(self._order.randrange(len(busy)) if choice is None else choice) % len(busy)]
+            if key is None:
+                self.planned.pop(0)()
+                return True
             frames = [bytes(frame) for frame in self._lines[key].popleft()]  # large arrays are read only now
             self._offices[key[1]].receive(wire.decode(frames))
         return bool(busy)

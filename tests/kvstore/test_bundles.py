@@ -75,7 +75,9 @@ class Bundles(RuleBasedStateMachine):
                 driver.init(**{name: value})
 
     def array(self, shape: tuple[int, ...]) -> Any:
-        return np.asarray(self.rng.integers(-1000, 1000, shape) / (1 if self.dtype == "int32" else 7)).astype(self.dtype)
+        return np.asarray(self.rng.integers(-1000, 1000, shape) / (1 if self.dtype == "int32" else 7)).astype(
+            self.dtype
+        )
 
     def somebody(self, who: int) -> int:
         return sorted(self.here)[who % len(self.here)]
@@ -108,7 +110,9 @@ class Bundles(RuleBasedStateMachine):
         rank = self.somebody(who)
         self.serial += 1
         array = [] if what == "pull" else [(self.array(SHAPES[k]), CODES[self.dtype])]
-        self.both(*(d.store.request(self.serial, rank, [k], array, pull=not array) for d in (self.bundled, self.single)))
+        self.both(
+            *(d.store.request(self.serial, rank, [k], array, pull=not array) for d in (self.bundled, self.single))
+        )
 
     @rule(name=st.sampled_from([*RULES, "updater"]), every=st.booleans())
     def set_rule(self, name: str, every: bool) -> None:
@@ -163,7 +167,8 @@ class Bundles(RuleBasedStateMachine):
         for k in range(len(SHAPES)):
             mine, theirs = (driver.store.unit(k, True) for driver in (self.bundled, self.single))
             assert (mine.version, mine.count) == (theirs.version, theirs.count)
-            assert {n: a.tobytes() for n, a in mine.arrays.items()} == {n: a.tobytes() for n, a in theirs.arrays.items()}
+            found, expected = ({n: a.tobytes() for n, a in unit.arrays.items()} for unit in (mine, theirs))
+            assert found == expected
 
 
 Bundles.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
@@ -221,8 +226,13 @@ def test_what_a_request_for_all_waits_for() -> None:
 
 @pytest.mark.parametrize(
     ("keys", "size", "error"),
-    [([0, 1, 2], 7, (ShapeError, ProtocolError)), ([1, 0], 4, ProtocolError), ([0, 0], 4, ProtocolError), ([9], 2, UnknownKeyError)],
-)  # fmt: skip
+    [
+        ([0, 1, 2], 7, (ShapeError, ProtocolError)),
+        ([1, 0], 4, ProtocolError),
+        ([0, 0], 4, ProtocolError),
+        ([9], 2, UnknownKeyError),
+    ],
+)
 def test_a_malformed_request_changes_nothing(keys: list[int], size: int, error: Any) -> None:
     driver, _, _ = server(3)
     pushed = flat([np.ones(size, np.float32)]), CODES["float32"]

@@ -190,8 +190,8 @@ class Machine(RuleBasedStateMachine):
         if any(self.unfinished(rank, name) >= MAX_AHEAD for name in names):
             return None  # it would wait for other workers
         key, value = (names[0], values[0]) if len(ks) == 1 else (names, values)
-        if len(ks) > 1 and all(len(own) == 1 for own in [*values, *(outs or [])]):  # as scripts have lists
-            value = [own[0] for own in values]
+        if all(len(own) == 1 for own in [*values, *(outs or [])]):  # as scripts have them
+            value = [own[0] for own in values] if len(ks) > 1 else values[0][0]
             if outs is not None:
                 outs = values if outs is values else [own[0] for own in outs]
         if outs is None:
@@ -260,13 +260,16 @@ class Machine(RuleBasedStateMachine):
 
     @rule(who=st.integers(0, 3), ks=st.sampled_from(SOME), outs=st.integers(0, 3))
     def pull(self, who: int, ks: list[int], outs: int) -> None:
-        rank, names = self.somebody(who), [self.names[k] for k in ks]
+        rank, keys = self.somebody(who), [self.names[k] for k in ks]
+        names: Any = keys
         arrays = [[np.empty(self.specs[k][0], "float64") for _ in range(outs)] for k in ks]
         if outs == 3:  # as they are
             arrays = [[np.empty(self.specs[k][0], self.specs[k][1])] for k in ks]
         filled = [(k, out, None) for k, own in zip(ks, arrays, strict=True) for out in own or [None]]
         out = None if not outs else [own[0] for own in arrays] if outs == 3 else arrays
-        self.ask(rank, lambda m: m.pull(rank, names), lambda s: s.pull(names, out=out, wait=False), outs=filled)
+        if outs == 3 and len(ks) == 1:
+            names, out = names[0], arrays[0][0]
+        self.ask(rank, lambda m: m.pull(rank, keys), lambda s: s.pull(names, out=out, wait=False), outs=filled)
 
     @rule(who=st.integers(0, 3), k=st.sampled_from(KEYS), given=st.booleans())
     def pull_rows(self, who: int, k: int, given: bool) -> None:
