@@ -11,7 +11,7 @@ import numpy as np
 
 from pslite.dtypes import storage
 from pslite.errors import ConfigError, ShapeError, StorageError
-from pslite.memory import PLAIN, Memory
+from pslite.memory import PACK_BELOW, PLAIN, Memory
 
 from .arrays import Array, Tensor, accumulate, check_out, is_array, read, write
 from .devices import device_sum
@@ -58,7 +58,8 @@ def summed(contents: Sequence[Content], spec: Spec, memory: Memory = PLAIN) -> C
     if rows:
         return merge(rows, spec.code)
     arrays = [content for content in contents if not isinstance(content, Rows)]
-    return accumulate(arrays, spec.code, memory.empty(spec.shape, storage(spec.code)))
+    out = memory.empty(spec.shape, storage(spec.code)) if spec.nbytes >= PACK_BELOW else None
+    return accumulate(arrays, spec.code, out)
 
 
 def check_outs(groups: Sequence[Group], specs: dict[Key, Spec], ignore_sparse: bool) -> list[Group]:

@@ -90,9 +90,10 @@ class KVWorker:
 
     def _flowing(self, sent: Iterable[Iterator[tuple[int, Message]]]) -> Iterator[tuple[int, Message]]:
         """All of these messages; between them room is noticed that the servers have made."""
-        for messages in sent:
+        for index, messages in enumerate(sent):
+            if index:
+                self.office.progress()
             yield from messages
-            self.office.progress()
 
     def wait(self, timestamp: int, timeout: Any = SAME_AS_CONFIG) -> Any:
         """Wait for a request; returns what it pulled. Raises its error, or RequestTimeout naming the missing."""

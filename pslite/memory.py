@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = np.ndarray[Any, Any]
+PACK_BELOW = 16 * 1024  # bytes: smaller arrays are copied into a message, wherever they are
 
 
 class Memory(Protocol):

@@ -1,8 +1,9 @@
 """The wire: one message is a small msgpack header and raw little-endian buffers.
 
 Frames: ``[header][pack]?[buffer]*``. The header is a positional list (``FIELDS``). Arrays smaller than ``PACK_BELOW``
-bytes travel together in the pack frame, each at a multiple of 8 bytes; every other array is a frame of its own, sent
-and received without a copy, or does not travel: the header says where in the sender's memory the receiver finds it.
+bytes travel together, each at a multiple of 8 bytes, in the header's last field, or if that is ``PACK_BELOW`` bytes or
+more in the pack frame. Every other array is a frame of its own, sent and received without a copy, or does not travel:
+the header says where in the sender's memory the receiver finds it.
 
 Evolution: new fields go last, with a default; the type of a field never changes; codes are never reused.
 """
@@ -24,10 +25,10 @@ import numpy as np
 from . import dtypes
 from .config import MAX_JOB
 from .errors import ConfigError, ProtocolError
+from .memory import PACK_BELOW
 
 MAGIC = 0x5053
 VERSION = 1
-PACK_BELOW = 16 * 1024  # bytes; a frame costs about as much as copying this much
 MAX_HEADER = 4 * 1024 * 1024  # bytes
 MAX_BODY = MAX_HEADER // 2  # bytes; the rest is for the table of arrays
 MAX_ARRAYS = 65_536
@@ -194,13 +195,15 @@ def encode(message: Message, place: Callable[[Array], Place | None] | None = Non
             places += (index, *found)
         else:
             frames.append(_view(array))
+    pack = b"".join(packed)
+    if len(pack) >= PACK_BELOW:
+        frames.insert(0, pack)
+        pack = b""
     m = message
     header = msgpack.packb(
         [MAGIC, VERSION, int(m.kind), m.job, m.sender, m.recver, m.incarnation, m.seq, m.floor, m.acks,
-         int(m.op), m.app, m.customer, m.timestamp, int(m.flags), m.cmd, m.priority, m.body, table, places]
+         int(m.op), m.app, m.customer, m.timestamp, int(m.flags), m.cmd, m.priority, m.body, table, places, pack]
     )  # fmt: skip
-    if packed:
-        return [header, b"".join(packed), *frames]
     return [header, *frames]
 
 
@@ -236,7 +239,9 @@ def decode(frames: Sequence[Any], find: Find | None = None) -> Message:
     try:
         places = _places(fields[19] if len(fields) > 19 else [])
         found = {index: _found(find, message.incarnation, place, fields[18], index) for index, place in places.items()}
-        message.arrays, message.codes = _arrays(fields[18], frames, {index: view for index, (view, _) in found.items()})
+        views = {index: view for index, (view, _) in found.items()}
+        pack = fields[20] if len(fields) > 20 else b""
+        message.arrays, message.codes = _arrays(fields[18], pack, frames, views)
         message.leases = [lease for _, lease in found.values()]
     except (ValueError, OverflowError) as error:  # numpy: an empty array with a dimension that no memory could hold
         raise ProtocolError(f"an array's shape is not possible: {error}") from error
@@ -278,15 +283,22 @@ def _found(find: Find | None, incarnation: int, place: Place, table: Any, index:
 
 
 def _arrays(
-    table: Any, frames: Sequence[Any], shared: dict[int, memoryview]
+    table: Any, inline: Any, frames: Sequence[Any], shared: dict[int, memoryview]
 ) -> tuple[list[np.ndarray[Any, Any]], list[int]]:
+    if type(inline) is not bytes:
+        raise ProtocolError("the packed arrays are malformed")
     layouts = _layouts(table)
     views = [memoryview(frame).toreadonly() for frame in frames[1:]]
-    large = sum([nbytes >= PACK_BELOW for _, _, nbytes in layouts])
-    own, packed = large - len(shared), large < len(layouts)
+    own, small = -len(shared), 0
+    for _, _, nbytes in layouts:
+        if nbytes >= PACK_BELOW:
+            own += 1
+        else:
+            small += nbytes + -nbytes % 8
+    packed = small >= PACK_BELOW
     if len(views) != own + packed:
         raise ProtocolError(f"{len(views)} buffers came, {own + packed} were announced")
-    pack, others = (views[0], iter(views[1:])) if packed else (memoryview(b""), iter(views))
+    pack, others = (views[0], iter(views[1:])) if packed else (inline, iter(views))
     arrays, offset = [], 0
     for index, (dtype, shape, nbytes) in enumerate(layouts):
         if nbytes < PACK_BELOW:

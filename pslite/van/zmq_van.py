@@ -16,7 +16,8 @@ from zmq.utils.monitor import parse_monitor_message
 from pslite import ids
 from pslite.errors import BindError, JoinError, ProtocolError
 from pslite.flow import SMALL, cost
-from pslite.wire import PACK_BELOW, Array, Flag, Link, Message, Place, decode, encode
+from pslite.memory import PACK_BELOW
+from pslite.wire import Array, Flag, Link, Message, Place, decode, encode
 
 from .base import LinkDown, LinkUp, Received, Rejected, Van, VanEvent
 from .shared.exchange import Exchange
@@ -24,6 +25,7 @@ from .shared.exchange import Exchange
 log = logging.getLogger("pslite")
 
 COPY_BELOW = 64 * 1024  # bytes; for smaller frames a copy is cheaper than ZeroMQ's book-keeping of a foreign buffer
+TIDY_EVERY = 5.0  # seconds between two looks whether there is memory to give back
 HEARTBEAT_INTERVAL = 250  # ms
 HEARTBEAT_TIMEOUT = 1000  # ms for an answer; then the peer is disconnected, and is lost if it does not come back soon
 
@@ -67,7 +69,7 @@ class ZmqVan(Van):
         if exchange is not None:
             self._poll.register(exchange.fileno(), select.POLLIN)
         self._offered = False  # whether the exchange has something to receive; set by the thread in ``wait``
-        self._tidy_at = 0.0  # when it has memory to give back, by time.monotonic; likewise
+        self._tidy_at = 0.0  # when to see whether it has memory to give back, by time.monotonic
 
     # -- connections --------------------------------------------------------------------------------------------------
 
@@ -241,16 +243,15 @@ class ZmqVan(Van):
         if self._offered:
             self._offered = False
             self._exchange.receive()
-        if self._tidy_at and time.monotonic() >= self._tidy_at:
-            self._tidy_at = 0.0
+        if (now := time.monotonic()) >= self._tidy_at:
+            self._tidy_at = now + TIDY_EVERY
             self._exchange.tidy()
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 
     def wait(self, timeout: float | None) -> None:
-        if self._exchange is not None and (due := self._exchange.next_tidy()) is not None:
-            self._tidy_at = time.monotonic() + due
-            timeout = due if timeout is None else min(due, timeout)
+        if self._exchange is not None:
+            timeout = TIDY_EVERY if timeout is None else min(timeout, TIDY_EVERY)
         # A descriptor is readable from the signal on until its socket was looked at, which ``receive`` does until None.
         self._polled = self._poll.poll(None if timeout is None else max(timeout, 0) * 1000)
         if (self._wakeup, select.POLLIN) in self._polled:

@@ -34,7 +34,6 @@ class Exchange:
 
     def __init__(self, directory: str, incarnation: str, clock: Callable[[], float]) -> None:
         self.memory = Arena(clock)
-        self._clock = clock
         self._directory = directory
         self._channel = Channel(path_in(directory, incarnation), int(incarnation, 16))
         self._peers: dict[Link, _Peer] = {}
@@ -90,11 +89,6 @@ class Exchange:
     def receive(self) -> None:
         """Take in what peers have offered and withdrawn."""
         self._channel.receive()
-
-    def next_tidy(self) -> float | None:
-        """Seconds until there may be memory to give back."""
-        due = self.memory.next_tidy()
-        return None if due is None else max(0.0, due - self._clock())
 
     def tidy(self) -> None:
         """Give back memory that has not been needed for a while."""
