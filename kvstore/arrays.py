@@ -27,6 +27,7 @@ __all__ = [
     "accumulate",
     "add_up",
     "check_out",
+    "in_memory",
     "is_array",
     "narrow",
     "read",
@@ -91,6 +92,11 @@ def check_out(out: object, shape: tuple[int, ...], key: object = "") -> None:
     """Raises what ``write`` of data of this shape would: ShapeError unless the shapes are equal, DTypeError as ``read``
     does, ConfigError if ``out`` is read-only, as all jax arrays are."""
     _target(out, shape, key)
+
+
+def in_memory(out: object, key: object = "") -> Array | None:
+    """What has the memory of an ``out`` that ``check_out`` passed; None if that is another device's."""
+    return None if frameworks.tensor_elsewhere(out, key) is not None else _view(out, key)[0]
 
 
 def _target(out: object, shape: tuple[int, ...], key: object) -> tuple[Any, int]:

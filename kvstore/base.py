@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 import operator
 import os
 from collections.abc import Iterable
@@ -13,9 +14,8 @@ import numpy as np
 
 from pslite.dtypes import code_named, storage
 from pslite.errors import ConfigError, KeyTypeError, UnknownKeyError
-from pslite.memory import PLAIN, Memory
 
-from .arrays import typed
+from .arrays import Array, typed
 from .handle import Handle
 from .keys import Group, Key, checked, group, keys_of
 from .optimizer.base import Optimizer
@@ -39,7 +39,6 @@ class KVStore(KVStoreBase, abc.ABC):
 
     def __init__(self, name: str) -> None:
         self._type = name
-        self._memory: Memory = PLAIN  # where ``empty`` makes arrays
         self._key_type: type | None = None  # of all keys, set by the first init
 
     # -- keys and values ----------------------------------------------------------------------------------------------
@@ -52,14 +51,17 @@ class KVStore(KVStoreBase, abc.ABC):
         it is an ordinary array, which a push copies. ``shape``: an int, or ints. Raises ConfigError, DTypeError.
         """
         code = code_named(dtype)
-        return typed(self._memory.empty(_shape(shape), storage(code)), code)
+        return typed(self._new_array(_shape(shape), code), code)
 
     def zeros(self, shape: Any, dtype: Any = "float32") -> Any:
         """Like ``empty``, filled with zeros."""
         code = code_named(dtype)
-        data = self._memory.empty(_shape(shape), storage(code))
+        data = self._new_array(_shape(shape), code)
         data.fill(0)
         return typed(data, code)
+
+    def _new_array(self, shape: tuple[int, ...], code: int) -> Array:
+        return np.empty(shape, storage(code))
 
     @abc.abstractmethod
     def init(self, key: Any, value: Any) -> None:
@@ -302,6 +304,7 @@ def _shape(shape: Any) -> tuple[int, ...]:
         dimensions = tuple(map(operator.index, shape if isinstance(shape, Iterable) else [shape]))
     except TypeError:
         dimensions = (-1,)
-    if any(dimension < 0 for dimension in dimensions):
-        raise ConfigError(name="shape", value=f"{shape!r:.80}", allowed="give an integer from 0 on, or several")
+    if any(dimension < 0 for dimension in dimensions) or math.prod(dimensions) >= 2**60:
+        allowed = "give an integer from 0 on, or several: no more elements than memory has"
+        raise ConfigError(name="shape", value=f"{shape!r:.80}", allowed=allowed)
     return dimensions

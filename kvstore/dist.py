@@ -61,6 +61,7 @@ log = logging.getLogger("kvstore")
 AT_ONCE = 4 * 1024 * 1024  # bytes in a message to each server: it works on them while the next are made
 _CALLS = {Flag.PUSH: "push", Flag.PULL: "pull", Flag.PUSH | Flag.PULL: "pushpull"}
 _T = TypeVar("_T")
+Ended = Callable[[], None]
 
 
 class DistStore(Member):
@@ -81,6 +82,9 @@ class DistStore(Member):
         self._told: Any = None  # the optimizer's hyper-parameters, as the servers know them from this worker
         self._changes = 0  # of hyper-parameters, told so far
         self._reserved: set[Key] = set()  # keys whose init is going on
+
+    def _new_array(self, shape: tuple[int, ...], code: int) -> Array:
+        return self._lending.empty(self._office.memory, shape, storage(code))
 
     # -- init ---------------------------------------------------------------------------------------------------------
 
@@ -155,7 +159,7 @@ class DistStore(Member):
             return self._waited(handle) if wait else handle
         with self._lock:
             keys = self._keys(key, self._records)
-            outs = None if out is None else self._outs(key, out, ignore_sparse)
+            outs = None if out is None else self._outs(self._groups(key, out, self._records, "out"), ignore_sparse)
             records = {k: self._records[k] for k in (keys if outs is None else [g.key for g in outs])}
             filling = Filling(keys, _is_list(key), records, outs, self._pull_codec())
             handle = self._pull(records, filling, priority)
@@ -169,10 +173,10 @@ class DistStore(Member):
             handle = self._push_list(plan, value, priority, Flag.PUSH | Flag.PULL, value if out is None else out)
             return self._waited(handle) if wait else handle
         groups = self._groups(key, value, self._records)
-        outs = self._groups(key, value if out is None else out, self._records, "out")
-        if {g.key for g in outs} != {g.key for g in groups}:
-            raise ConfigError(name="out", value=f"keys {[g.key for g in outs]}", allowed="the keys that are pushed")
-        outs = check_outs(outs, {g.key: self._records[g.key].spec for g in outs}, ignore_sparse=True)
+        named = self._groups(key, value if out is None else out, self._records, "out")
+        if {g.key for g in named} != {g.key for g in groups}:
+            raise ConfigError(name="out", value=f"keys {[g.key for g in named]}", allowed="the keys that are pushed")
+        outs = self._outs(named, ignore_sparse=True)
         records = {g.key: self._records[g.key] for g in outs}
 
         def filling() -> Filling:
@@ -212,10 +216,14 @@ class DistStore(Member):
             records = [self._records[g.key] for g in groups]
             contents = [checked(g, record.spec) for g, record in zip(groups, records, strict=True)]
             items, lent = self._merged(records, contents, outs)
-            take, finish = _steps(None if filling is None else filling())
-            if lent:
-                finish = self._lending.lend(lent, finish)
-            handle = self._send([g.key for g in groups], items, flags, priority, take, finish)
+            take, finish = (None, None) if filling is None else self._steps(filling(), [g.key for g in outs])
+            loans = self._lending.lend(lent)
+            ended = partial(self._lending.give_back, loans) if loans else None
+            try:
+                handle = self._send([g.key for g in groups], items, flags, priority, take, finish, ended)
+            except BaseException:
+                self._lending.give_back(loans)
+                raise
             self._lending.reclaim(outs)
             self._in_flight.append(handle)
         return handle
@@ -223,7 +231,19 @@ class DistStore(Member):
     def _pull(self, records: dict[Key, Record], filling: Filling, priority: int) -> Handle:
         """Ask for whole values; the lock is held."""
         items = [item for record in records.values() for item in wanted(record)]
-        return self._send(list(records), items, Flag.PULL, priority, *_steps(filling))
+        return self._send(list(records), items, Flag.PULL, priority, *self._steps(filling, list(records)))
+
+    def _steps(self, filling: Filling, keys: list[Key]) -> tuple[Take, Finish]:
+        """What takes in the answer of a pull, and in the end gives back what is lent for its keys by now."""
+        loans = self._lending.of(keys)
+        if not loans:
+            return filling.take, filling.finish
+
+        def finish(parts: list[Any]) -> Any:
+            self._lending.give_back(loans)
+            return filling.finish(parts)
+
+        return filling.take, finish
 
     def _merged(
         self, records: list[Record], contents: list[list[Content]], outs: Sequence[Group]
@@ -234,7 +254,7 @@ class DistStore(Member):
         """
         codec = self._compression.codec
         if codec is None:
-            lent = [] if self._compression.feedback else lendable(self._office.memory, records, contents, outs)
+            lent = [] if self._compression.feedback else lendable(self._lending, records, contents, outs)
             return self._coded_in_turn(records, contents, {key for _, key in lent}), lent
         for record, own in zip(records, contents, strict=True):
             self._compression.check(record.spec, own)
@@ -274,22 +294,26 @@ class DistStore(Member):
         record.traffic.pushed(sum(array.nbytes for item in items for array in item.arrays), content.nbytes)
         return items
 
-    def _outs(self, key: Any, out: Any, ignore_sparse: bool) -> list[Group]:
-        groups = self._groups(key, out, self._records, "out")
-        self._lending.reclaim(groups)
-        return check_outs(groups, {g.key: self._records[g.key].spec for g in groups}, ignore_sparse)
+    def _outs(self, groups: list[Group], ignore_sparse: bool) -> list[Group]:
+        """What a call fills, each array known to take its key's value; if one does not, those lent stay read-only."""
+        reclaimed = self._lending.reclaim(groups)
+        try:
+            return check_outs(groups, {g.key: self._records[g.key].spec for g in groups}, ignore_sparse)
+        except BaseException:
+            self._lending.protect(reclaimed)
+            raise
 
     def _send(self, keys: list[Key], items: Iterable[Item], flags: int, priority: int, take: Take | None = None,
-              finish: Finish | None = None) -> Handle:  # fmt: skip
+              finish: Finish | None = None, ended: Ended | None = None) -> Handle:  # fmt: skip
         """Send what a call comes to, in several messages if it is large; the lock is held."""
         if not keys:
             return Handle(result=None if finish is None else finish([]))
         pairs = pairs_in_turn(items, bool(flags & Flag.PUSH), AT_ONCE * self._office.num_servers)
         at = np.array([self._records[key].at for key in keys], np.intp)
-        return self._handle(self._request(DATA, keys, at, pairs, flags, priority, take, finish))
+        return self._handle(self._request(DATA, keys, at, pairs, flags, priority, take, finish, ended))
 
     def _request(self, cmd: int, keys: Sequence[Key], at: Ordinals, pairs: Iterable[KVPairs], flags: int, priority: int,
-                 take: Take | None, finish: Finish | None) -> Request:  # fmt: skip
+                 take: Take | None, finish: Finish | None, ended: Ended | None = None) -> Request:  # fmt: skip
         """Send pairs as one request; the lock is held. ``at``: the keys' places in the ledger."""
         what = f"{_CALLS[flags]} of {_shown(keys)}"
         if CALLS.running:
@@ -297,7 +321,7 @@ class DistStore(Member):
             take, finish = requested(self, what, pairs, take, finish)
         request = self._worker.send(
             pairs, flags, cmd, priority, finish, self._codecs(flags), self.keys_per_message if cmd == DATA else None,
-            what, take
+            what, take, ended
         )  # fmt: skip
         if flags & Flag.PUSH:
             self._ahead.begin(at)
@@ -574,10 +598,6 @@ def _compare(mine: Spec, theirs: Spec) -> None:
     if mine.sparse != theirs.sparse:
         kinds = {True: "a RowSparseArray", False: "a dense array"}
         raise StorageError(key=mine.key, got=kinds[mine.sparse], expected=f"{kinds[theirs.sparse]}, as on rank 0")
-
-
-def _steps(filling: Filling | None) -> tuple[Take | None, Finish | None]:
-    return (None, None) if filling is None else (filling.take, filling.finish)
 
 
 def _nothing(spec: Spec) -> Content:

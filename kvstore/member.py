@@ -28,7 +28,6 @@ class Member(KVStore):
     def __init__(self, name: str, office: Postoffice) -> None:
         super().__init__(name)
         self._office = office
-        self._memory = office.memory
         self._worker = KVWorker(DATA_APP, 0, office)
         self._control = SimpleApp(CONTROL_APP, 0, office)
         self._user = SimpleApp(USER_APP, 0, office)

@@ -41,6 +41,7 @@ class Request:
     what: str  # how errors and the log call it
     take: Take | None  # makes the part of an answer that is kept; like ``finish`` it may be user code, without the lock
     finish: Finish | None  # turns the parts into the result
+    ended: Callable[[], None] | None = None  # runs before ``done`` is set, however it ended; maybe under a lock
     open: bool = True  # more messages may follow
     due: set[int] = field(default_factory=set)  # indices of the messages that have no answer yet
     arrived: deque[tuple[int, Message, Message]] = field(default_factory=deque)  # asked and answered, not taken yet
@@ -76,12 +77,13 @@ class Customer:
         take: Take | None = None,
         finish: Finish | None = None,
         what: str = "",
+        ended: Callable[[], None] | None = None,
     ) -> Request:
         """Send messages to nodes, each as soon as the iterable gives it.
 
         When all are sent, ``take(asked, answer)`` runs for each answer as it comes, and in the end ``finish`` makes the
         request's result of what it returned, in the order of ``messages``. With no messages the request is done at
-        once.
+        once. ``ended()`` runs in any case, before it is done; it must not block.
         Raises DTypeError or ProtocolError for a message that cannot travel; given a list, then nothing is sent.
         """
         self.office.check()
@@ -89,7 +91,7 @@ class Customer:
             for _, message in messages:
                 wire.check(message)
         with self._lock:
-            request = Request(self._next, what or f"request {self._next}", take, finish)
+            request = Request(self._next, what or f"request {self._next}", take, finish, ended)
             self._next += 1
             self._requests[request.timestamp] = request
         try:
@@ -100,8 +102,8 @@ class Customer:
             raise
         with self._lock:
             request.open = False
-            arrived, ended = bool(request.arrived), not request.due
-        if ended:
+            arrived, answered = bool(request.arrived), not request.due
+        if answered:
             self._finish(request)
         elif arrived:
             self.office.later(lambda: self._take(request))
@@ -180,6 +182,9 @@ class Customer:
         self._complete(request)
 
     def _complete(self, request: Request) -> None:
+        ended, request.ended = request.ended, None
+        if ended is not None:
+            ended()
         with self._lock:
             request.parts, request.take, request.finish, request.asked = {}, None, None, {}
             request.arrived = deque()

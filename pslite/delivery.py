@@ -122,6 +122,7 @@ class Outbox:
             if seq in held:
                 pending.waiting_for, pending.asked_at = why, now
             elif seq < upto:
+                pending.message.flags |= Flag.BY_VALUE  # the receiver may have been unable to read our memory
                 lost.append(pending.message)
         if lost:  # they are sent anew, and may be lost anew: ask as soon as after a first sending
             self.probes, self.probe_at = 0, now + self.resend_timeout

@@ -28,7 +28,8 @@ NAMES = (
 CODES = {name: code for code, name in enumerate(NAMES)}
 BFLOAT16 = CODES["bfloat16"]
 
-_STORAGE = tuple(np.dtype("<u2") if n == "bfloat16" else np.dtype(n).newbyteorder("<") for n in NAMES)
+# By their strings, they are the very objects that arrays have: numpy takes an equal one for another, and makes a view.
+_STORAGE = tuple(np.dtype("<u2" if n == "bfloat16" else np.dtype(n).newbyteorder("<").str) for n in NAMES)
 _BY_DTYPE = {dtype: code for code, dtype in enumerate(_STORAGE) if code != BFLOAT16}
 
 

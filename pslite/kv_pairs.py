@@ -160,12 +160,15 @@ def pack(pairs: KVPairs, message: Message, meta: Any) -> Message:
 
 
 def pull_again(asked: Message) -> Message:
-    """What asks once more for the values of a pull or pushpull, as they are now, and not by reference."""
+    """What asks once more for the values of a pull or pushpull, as they are now, and not by reference.
+
+    They come at once: to wait for pushes that were made since could be to wait for ever.
+    """
     bits = asked.body[0]
     arrays, codes = asked.arrays, asked.codes
     if asked.flags & Flag.PUSH:  # which was done: its values need not travel again
         bits, arrays, codes = _IS_LIST, arrays[:1], None
-    flags = (asked.flags & ~Flag.PUSH) | Flag.BY_VALUE
+    flags = asked.flags | Flag.REPLAY | Flag.BY_VALUE
     again = Message(Kind.REQUEST, op=asked.op, flags=flags, cmd=asked.cmd, priority=asked.priority)
     again.body, again.arrays, again.codes = [bits, asked.body[1]], arrays, codes
     return again

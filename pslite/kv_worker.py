@@ -64,12 +64,14 @@ class KVWorker:
     def send(self, pairs: KVPairs | Iterable[KVPairs], flags: int, cmd: int = 0, priority: int = 0,
              finish: Callable[[list[Any]], Any] | None = None, meta: Any = None,
              keys_per_message: int | None = None, what: str = "",
-             take: Callable[[KVPairs], Any] | None = None) -> Request:  # fmt: skip
+             take: Callable[[KVPairs], Any] | None = None,
+             ended: Callable[[], None] | None = None) -> Request:  # fmt: skip
         """Slice pairs and send each server its part.
 
         Several ``pairs`` are one request, sent one after the other: while one is on its way the next may be made.
         ``finish(parts)`` makes the request's result of what came back: the answers, or what ``take(answer)`` made of
         each. ``take`` runs as they come, after all is sent; it must not keep their arrays, and may run again for a key.
+        ``ended()`` runs in any case, before the request is done; it must not block.
 
         ``meta`` is anything small that msgpack carries; servers see it as ``KVMeta.meta``. ``keys_per_message`` cuts
         longer parts into several messages: when values are lists, whose arrays a header has to describe. ``what`` is
@@ -85,8 +87,8 @@ class KVWorker:
 
         taken = None if take is None and finish is None else partial(_taken, take or KVPairs.kept)
         if isinstance(pairs, KVPairs):
-            return self.customer.request(list(messages(pairs)), taken, finish, what)
-        return self.customer.request(self._flowing(map(messages, pairs)), taken, finish, what)
+            return self.customer.request(list(messages(pairs)), taken, finish, what, ended)
+        return self.customer.request(self._flowing(map(messages, pairs)), taken, finish, what, ended)
 
     def _flowing(self, sent: Iterable[Iterator[tuple[int, Message]]]) -> Iterator[tuple[int, Message]]:
         """All of these messages; between them room is noticed that the servers have made."""

@@ -76,8 +76,8 @@ class Flag:
     PUSH = 1
     PULL = 2
     ERROR = 4
-    REPLAY = 8  # set by the receiver, never sent: a duplicate that must be answered but not applied
-    BY_VALUE = 16  # of a pull: the answer's arrays travel themselves, not as places in shared memory
+    REPLAY = 8  # it was applied before and must be answered only: a duplicate, or what asks for torn values again
+    BY_VALUE = 16  # the arrays travel themselves, not as places in shared memory; those of the answer likewise
 
 
 @dataclass(slots=True, eq=False)

@@ -47,6 +47,13 @@ class PeerEnded:
 
 
 @dataclass(slots=True)
+class Forget:
+    """Nothing will come any more from the process with this incarnation."""
+
+    incarnation: int
+
+
+@dataclass(slots=True)
 class Log:
     """Write a line to the log."""
 
@@ -54,7 +61,7 @@ class Log:
     text: str
 
 
-Action = Send | Connect | Deliver | PeerEnded | Log
+Action = Send | Connect | Deliver | PeerEnded | Forget | Log
 Handler = Callable[[float, Message], list[Action]]
 
 
@@ -259,12 +266,14 @@ class Core:
         if peer is None or peer.ended is not None:
             return []
         peer.ended = error
+        actions: list[Action] = []
         if not isinstance(error, WorkerFinished):  # whose last request may yet be repeated
             self.delivery.forget(peer.incarnation)
+            actions.append(Forget(peer.incarnation))
             self.first_failure = self.first_failure or error
         for pending in self.delivery.fail(node):
             pending.on_reply(error)
-        return [PeerEnded(node, error)]
+        return [*actions, PeerEnded(node, error)]
 
     def _lose_scheduler(self, now: float, since: float) -> list[Action]:
         if self.job_over:

@@ -16,12 +16,12 @@ from functools import partial
 from random import Random
 
 from pslite.delivery import Pending, Send
-from pslite.errors import ClosedError, ForkError, PeerError, PSError, WorkerFinished
+from pslite.errors import ClosedError, ForkError, PeerError, PSError
 from pslite.flow import Arrivals
 from pslite.van.base import Received, Van, VanEvent
 from pslite.wire import Kind, Message
 
-from .core import FOR_EVER, LOOPBACK, Action, Connect, Core, Deliver, Log, PeerEnded
+from .core import FOR_EVER, LOOPBACK, Action, Connect, Core, Deliver, Forget, Log, PeerEnded
 
 log = logging.getLogger("pslite")
 
@@ -101,10 +101,10 @@ class Shell:
             elif isinstance(action, Connect):
                 self.van.connect(action.node, self._pick(action.addresses))
             elif isinstance(action, PeerEnded):
-                if not isinstance(action.error, WorkerFinished):  # whose last request may yet be repeated
-                    self.van.forget(self.core.roster[action.node].incarnation)
                 for call in self.on_peer_ended:
                     self._deliveries.add(partial(call, action.node, action.error))
+            elif isinstance(action, Forget):
+                self.van.forget(action.incarnation)
             else:
                 assert isinstance(action, Log)
                 log.log(logging.getLevelName(action.level.upper()), action.text)

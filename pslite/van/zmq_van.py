@@ -78,6 +78,8 @@ class ZmqVan(Van):
             self._router = self._socket(zmq.ROUTER, self._heartbeats)
             # Without it a message to an unknown or dead peer vanishes silently; with it send says EHOSTUNREACH.
             self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+            # A peer that comes back before we have looked at its end would be ignored for good: it takes over instead.
+            self._router.setsockopt(zmq.ROUTER_HANDOVER, 1)
             self._register(self._router)
         router = self._router
         try:

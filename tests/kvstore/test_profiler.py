@@ -333,9 +333,9 @@ def test_a_request_counts_for_no_call_but_its_own() -> None:
 def test_what_ends_after_stop_has_no_end() -> None:
     kv = kvstore.create("local")
     profiler.start()
-    ended = requested(kv, "push of 'w'", KVPairs(np.zeros(1, np.uint64), [W]), None)
+    _, ended = requested(kv, "push of 'w'", [KVPairs(np.zeros(1, np.uint64), [W])], None, None)
     profiler.stop()
-    assert ended is not None and ended([]) is None
+    assert ended([]) is None
     trace = read(*profiler.dump())
     assert len(named(trace, "b")) == 1 and not named(trace, "e")
 

@@ -98,7 +98,7 @@ def test_the_gradients_tell_orders_apart() -> None:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("transport", ["tcp", "ipc"])
+@pytest.mark.parametrize("transport", ["tcp", "ipc", "shm", "auto"])
 def test_real_processes(transport: str, tmp_path: Path) -> None:
     optimizer = "adam"
     job = launch(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -72,4 +73,4 @@ def test_ipc_is_taken_when_its_socket_is_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("root", ["udp://127.0.0.1:1", "127.0.0.1:9000", "http://h"])
 def test_another_scheme_is_refused(root: str) -> None:
     with pytest.raises(ConfigError, match="tcp://host:port or ipc:///path"):
-        open_van(Config(root=root), "x")
+        open_van(Config(root=root), "job/worker/1", time.monotonic)

@@ -70,7 +70,7 @@ def test_a_variable_is_read(env: dict[str, str], field: str, value: Any) -> None
         ("DMLC_NUM_WORKER", "0", "at least 1"),
         ("DMLC_NUM_WORKER", "1.5", "give a number"),
         ("DMLC_NUM_SERVER", "-1", "at least 1"),
-        ("PSLITE_TRANSPORT", "rdma", "allowed are auto, ipc, tcp"),
+        ("PSLITE_TRANSPORT", "rdma", "allowed are auto, shm, ipc, tcp"),
         ("PSLITE_SECURITY", "no", "allowed are none"),
         ("PSLITE_TIMEOUT", "-1", "at least 0"),
         ("PSLITE_TIMEOUT", "nan", "at least 0"),

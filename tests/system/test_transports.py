@@ -40,7 +40,7 @@ def test_a_large_value_over_ipc() -> None:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("transport, sockets", [("auto", 3), ("tcp", 0)])
+@pytest.mark.parametrize("transport, sockets", [("auto", 3), ("shm", 3), ("ipc", 3), ("tcp", 0)])
 def test_transport(transport: str, sockets: int) -> None:
     """With auto, the scheduler and two servers listen in the job's directory. What is heavy, only workers import."""
     done = launch("-n", 2, "-s", 2, sys.executable, HEAVY, PSLITE_TRANSPORT=transport)
@@ -52,9 +52,9 @@ def test_transport(transport: str, sockets: int) -> None:
 
 @pytest.mark.processes
 def test_unknown_transport() -> None:
-    done = launch("-n", 1, "-s", 1, sys.executable, HEAVY, PSLITE_TRANSPORT="shm")
+    done = launch("-n", 1, "-s", 1, sys.executable, HEAVY, PSLITE_TRANSPORT="rdma")
     assert done.returncode == 1
-    assert "ConfigError: PSLITE_TRANSPORT='shm' is not allowed; allowed are auto, ipc, tcp" in done.stderr
+    assert "ConfigError: PSLITE_TRANSPORT='rdma' is not allowed; allowed are auto, shm, ipc, tcp" in done.stderr
 
 
 class SlowNetwork:

@@ -234,7 +234,7 @@ class Arena:
             self._drain()
             try:
                 segment, header = self._find(nbytes)
-            except OSError:  # no descriptor or no address space is left
+            except (OSError, OverflowError):  # no descriptor or no address space is left
                 return None
             self._used += nbytes
             self._stamp(segment, header)

@@ -24,6 +24,7 @@ class _Peer:
         # Who shares no memory, or sees another file system, has no socket there. It was made before the link was.
         self.shares = os.path.exists(path)
         self.offered: set[int] = set()  # our segments that it has
+        self.unsaid: list[int] = []  # those given back of which it has not heard
 
 
 class Exchange:
@@ -50,10 +51,6 @@ class Exchange:
     def part(self, link: Link) -> None:
         """The connection is given up."""
         self._peers.pop(link, None)
-
-    def forget(self, incarnation: int) -> None:
-        """A process has died: its memory is free when nothing here refers to it."""
-        self._channel.forget(incarnation)
 
     def shares(self, link: Link) -> bool:
         """Whether the peer behind a link reads our memory. An incoming link names its peer's incarnation."""
@@ -86,17 +83,24 @@ class Exchange:
             return None
         return view, lambda: self._channel.generation(incarnation, segment, header) == generation
 
+    def forget(self, incarnation: int) -> None:
+        """A process has ended: drop its memory; views stay valid."""
+        self._channel.forget(incarnation)
+        path = path_in(self._directory, f"{incarnation:016x}")
+        self._peers = {link: peer for link, peer in self._peers.items() if peer.path != path}
+
     def receive(self) -> None:
         """Take in what peers have offered and withdrawn."""
         self._channel.receive()
 
     def tidy(self) -> None:
-        """Give back memory that has not been needed for a while."""
+        """Give back memory that has not been needed for a while; who did not hear of it before is told again."""
         gone = self.memory.tidy()
-        for peer in self._peers.values() if gone else ():
-            mine = [segment for segment in gone if segment in peer.offered]
-            if mine:
-                self._channel.withdraw(peer.path, mine)
+        for peer in self._peers.values():
+            peer.unsaid += [segment for segment in gone if segment in peer.offered]
+            if peer.unsaid and self._channel.withdraw(peer.path, peer.unsaid):
+                peer.offered.difference_update(peer.unsaid)
+                peer.unsaid = []
 
     def close(self) -> None:
         """Give everything back; arrays that are in use stay valid."""
