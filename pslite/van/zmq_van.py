@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import select
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -20,12 +19,11 @@ from pslite.memory import PACK_BELOW
 from pslite.wire import Array, Flag, Link, Message, Place, decode, encode
 
 from .base import LinkDown, LinkUp, Received, Rejected, Van, VanEvent
-from .shared.exchange import Exchange
+from .shared.exchange import TIDY_EVERY, Exchange
 
 log = logging.getLogger("pslite")
 
 COPY_BELOW = 64 * 1024  # bytes; for smaller frames a copy is cheaper than ZeroMQ's book-keeping of a foreign buffer
-TIDY_EVERY = 5.0  # seconds between two looks whether there is memory to give back
 HEARTBEAT_INTERVAL = 250  # ms
 HEARTBEAT_TIMEOUT = 1000  # ms for an answer; then the peer is disconnected, and is lost if it does not come back soon
 
@@ -69,7 +67,6 @@ class ZmqVan(Van):
         if exchange is not None:
             self._poll.register(exchange.fileno(), select.POLLIN)
         self._offered = False  # whether the exchange has something to receive; set by the thread in ``wait``
-        self._tidy_at = 0.0  # when to see whether it has memory to give back, by time.monotonic
 
     # -- connections --------------------------------------------------------------------------------------------------
 
@@ -245,9 +242,7 @@ class ZmqVan(Van):
         if self._offered:
             self._offered = False
             self._exchange.receive()
-        if (now := time.monotonic()) >= self._tidy_at:
-            self._tidy_at = now + TIDY_EVERY
-            self._exchange.tidy()
+        self._exchange.tidy()
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 

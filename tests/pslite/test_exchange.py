@@ -19,7 +19,7 @@ import zmq
 from pslite.dtypes import BFLOAT16
 from pslite.van.base import LinkDown, LinkUp, Received, Rejected, VanEvent
 from pslite.van.shared import arena, available, exchange
-from pslite.van.shared.exchange import Exchange
+from pslite.van.shared.exchange import TIDY_EVERY, Exchange
 from pslite.van.zmq_van import ZmqVan
 from pslite.wire import PACK_BELOW, Flag, Kind, Link, Message, decode, encode
 from tests.harness import FakeClock
@@ -411,7 +411,8 @@ def test_memory_is_given_back_and_unmapped_by_the_peer(pair: Pair, fake_clock: F
     got = pair.to_server(array)
     assert mapped() == before + 2
     del array
-    turn(pair.worker)
+    fake_clock.advance(TIDY_EVERY)
+    turn(pair.worker)  # which notices that it is free
     fake_clock.advance(arena.KEEP_EMPTY - 1)
     turn(pair.worker, pair.server)
     assert mapped() == before + 2, "the next round of training needs it again"
@@ -515,14 +516,14 @@ class Hostile:
         self.places = [1, *place]
         self.size = pair.worker._exchange.memory.size(0)  # type: ignore[union-attr]
 
-    def send(self, places: Any, frames: int = 2, table: Any = None) -> VanEvent:
+    def send(self, places: Any, more: tuple[bytes, ...] = (), table: Any = None) -> VanEvent:
         exchange = self._pair.worker._exchange
         assert exchange is not None
         header, *rest = encode(message(WORKER, self.small, self.array), lambda array: exchange.place(NODE, array))
         fields = msgpack.unpackb(header)
         fields[PLACES] = places
         fields[PLACES - 1] = fields[PLACES - 1] if table is None else table
-        self._pair.worker._dealers[NODE].send_multipart([msgpack.packb(fields), *rest][:frames])
+        self._pair.worker._dealers[NODE].send_multipart([msgpack.packb(fields), *rest, *more])
         return next_event(self._pair.server)
 
 
@@ -550,7 +551,7 @@ def test_a_place_said_twice_is_the_last_one(hostile: Hostile) -> None:
 
 def test_frames_that_do_not_fit_the_places(hostile: Hostile) -> None:
     assert isinstance(hostile.send([]), Rejected)
-    assert isinstance(hostile.send(hostile.places, frames=1), Rejected)
+    assert isinstance(hostile.send(hostile.places, (b"more",)), Rejected)
 
 
 def test_a_table_larger_than_the_memory(hostile: Hostile) -> None:

@@ -10,6 +10,8 @@ from pslite.wire import Array, Lease, Link, Place
 from .arena import Arena
 from .channel import Channel
 
+TIDY_EVERY = 1.0  # seconds between two looks whether there is memory to give back
+
 
 def path_in(directory: str, incarnation: str) -> str:
     """Where a process of a job finds another one's channel."""
@@ -35,6 +37,8 @@ class Exchange:
 
     def __init__(self, directory: str, incarnation: str, clock: Callable[[], float]) -> None:
         self.memory = Arena(clock)
+        self._clock = clock
+        self._look_at = 0.0  # when ``tidy`` is due
         self._directory = directory
         self._channel = Channel(path_in(directory, incarnation), int(incarnation, 16))
         self._peers: dict[Link, _Peer] = {}
@@ -95,6 +99,9 @@ class Exchange:
 
     def tidy(self) -> None:
         """Give back memory that has not been needed for a while; who did not hear of it before is told again."""
+        if (now := self._clock()) < self._look_at:
+            return
+        self._look_at = now + TIDY_EVERY
         gone = self.memory.tidy()
         for peer in self._peers.values():
             peer.unsaid += [segment for segment in gone if segment in peer.offered]
