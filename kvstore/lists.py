@@ -37,7 +37,8 @@ class Part:
 
     def __init__(self, places: Sequence[int], records: Sequence[Record]) -> None:
         self.places = list(places)  # in the call's list
-        self._pick = None if self.places == list(range(len(places))) else itemgetter(*self.places)
+        self._pick = itemgetter(*self.places)
+        self._first = self.places == list(range(len(places)))  # those of the list, if it has no more
         self.dtype = storage(records[0].spec.code)
         self.wires = np.array([record.pieces[0].wire for record in records], np.uint64)
         self.at = np.array([record.at for record in records], np.intp)
@@ -55,7 +56,10 @@ class Part:
 
     def of(self, arrays: Sequence[Any]) -> Sequence[Any]:
         """This part of a call's arrays."""
-        return arrays if self._pick is None else self._pick(arrays)
+        if self._first and len(arrays) == len(self.places):
+            return arrays
+        found: Sequence[Any] = self._pick(arrays)
+        return found
 
     def takes(self, arrays: Sequence[Any], out: bool) -> bool:
         """Whether these are plain arrays of the keys' shapes and dtype, ``out``: that may be written to."""
