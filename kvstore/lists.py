@@ -29,7 +29,7 @@ FEWEST = 8  # keys that are worth a part of their own; more than one
 SMALL = 16 * 1024  # bytes below which a value costs its handling, not its size
 LONGEST = 1024 * 1024  # bytes of a part: servers work on it while the next is made
 MOST_KEYS = 65_536  # of a part
-KEPT = 64  # lists whose plans are kept
+KEPT = 262_144  # keys of all lists whose plans are kept
 
 
 class Part:
@@ -174,7 +174,8 @@ class Plans:
 
     def __init__(self, ranges: Sequence[tuple[int, int]]) -> None:
         self._starts = [first for first, _ in ranges]
-        self._plans: dict[tuple[Key, ...], KeyList | None] = {}  # replaced when it is full
+        self._plans: dict[tuple[Key, ...], KeyList | None] = {}  # replaced when they are too long
+        self._keys = 0  # of all of them
 
     def of(self, keys: Sequence[Key], records: Mapping[Key, Record], kind: type | None) -> KeyList | None:
         """The plan of a list of keys, of which some travel together; all must be of type ``kind``."""
@@ -188,10 +189,11 @@ class Plans:
             return None
         plan = KeyList(mine, self._starts)
         found = plan if plan.parts else None
-        if len(plans) < KEPT:
+        self._keys += len(name)
+        if self._keys <= KEPT:
             plans[name] = found
         else:
-            self._plans = {name: found}
+            self._plans, self._keys = {name: found}, len(name)
         return found
 
 

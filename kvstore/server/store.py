@@ -238,14 +238,14 @@ class Store:
         ticket.finished = ticket.told = True
         self._apart[ticket.rank, ticket.number] = dict(enumerate(ticket.apart))
         ticket.apart = []
-        del self._bursts[ticket.rank, ticket.number]
+        self._bursts.pop((ticket.rank, ticket.number), None)
         self._told_apart.append(ticket)
 
     def _ended(self, ticket: Ticket) -> list[Ticket]:
         """A request is done, or has failed; returns it, or what it was the last of, if that can be answered."""
         ticket.finished = True
         if ticket.number is not None:
-            del self._bursts[ticket.rank, ticket.number]
+            self._bursts.pop((ticket.rank, ticket.number), None)
         whole = ticket.whole
         if whole is None or ticket.token is not UNASKED:
             return [ticket]
