@@ -12,7 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 import kvstore
 from kvstore import rules
-from kvstore.server.store import Store, Ticket
+from kvstore.server.bundle import split
+from kvstore.server.store import Store
+from kvstore.server.ticket import Answer, Ticket
 from kvstore.value import Value
 from pslite.dtypes import CODES
 from pslite.errors import PeerLost, ProtocolError, ShapeError, UnknownKeyError, WorkerFinished, WorkerLeft
@@ -48,7 +50,7 @@ def told(tickets: list[Ticket]) -> list[Any]:
     """What these answers say, in bytes: of a pull the values and versions."""
     said = []
     for t in tickets:
-        error = None if t.error is None else (type(t.error), str(t.error), t.what)
+        error = None if t.error is None else (type(t.error), t.what, "" if isinstance(t.token, tuple) else str(t.error))
         found = [] if error or not t.pull else [a for a in t.answers if a is not None]
         values = b"".join(a.arrays[0].tobytes() for a in found)
         versions = [int(v) for a in found for v in np.atleast_1d(np.asarray(a.version))]
@@ -68,6 +70,7 @@ class Bundles(RuleBasedStateMachine):
         self.workers, self.sync, self.dtype = workers, sync, dtype
         self.bundled, self.single = Driver(workers, sync), Driver(workers, sync)
         self.serial, self.here = 0, set(range(workers))
+        self.bursts: dict[int, list[int]] = {}  # by number: their keys
         self.rng = np.random.default_rng(workers)
         for name, shape in zip(NAMES, SHAPES, strict=True):
             value = self.array(shape)
@@ -83,7 +86,27 @@ class Bundles(RuleBasedStateMachine):
         return sorted(self.here)[who % len(self.here)]
 
     def both(self, bundled: list[Ticket], single: list[Ticket]) -> None:
-        assert in_any_order(told(bundled)) == in_any_order(told(single))
+        ended = [part for t in [*bundled, *self.bundled.store.told_apart()] for part in self.calls_of(t)]
+        assert in_any_order(told(ended)) == in_any_order(told(single))
+
+    def calls_of(self, ticket: Ticket) -> list[Ticket]:
+        """What has ended: a request, or the calls of a burst."""
+        if ticket.number is None:
+            return [ticket]
+        ks = self.bursts[ticket.number]
+        tokens = [(ticket.token, k) for k in ks]
+        if ticket.told:
+            ask = self.bundled.store.outcome
+            return [t for i, token in enumerate(tokens) for t in ask(token, ticket.rank, ticket.number, i)]
+        assert ticket.error is None or len(ticket.answers) == 1
+        answers: list[Any] = ticket.answers
+        if ticket.pull and ticket.error is None and isinstance(answers[0].version, np.ndarray):
+            arrays, versions = split(answers[0].arrays[0], [SHAPES[k] for k in ks]), answers[0].version.tolist()
+            answers = [Answer([a], [], v) for a, v in zip(arrays, versions, strict=True)]
+        return [
+            Ticket(token, ticket.rank, ticket.pull, error=ticket.error, what=ticket.what, answers=[*answers[i : i + 1]])
+            for i, token in enumerate(tokens)
+        ]
 
     @rule(who=st.integers(0, 2), ks=st.sampled_from(LISTS), what=st.sampled_from(["push", "push", "pushpull", "pull"]))
     def request_all(self, who: int, ks: list[int], what: str) -> None:
@@ -97,6 +120,24 @@ class Bundles(RuleBasedStateMachine):
             self.bundled.store.request_all(self.serial, rank, keys, pushed, what != "push"),
             self.single.store.request(self.serial, rank, ks, [(a, code) for a in arrays], pull=what != "push"),
         )
+
+    @rule(who=st.integers(0, 2), ks=st.sampled_from(LISTS), push=st.booleans())
+    def burst(self, who: int, ks: list[int], push: bool) -> None:
+        """Calls that end one by one: what is not done together is told at once."""
+        rank = self.somebody(who)
+        self.serial += 1
+        arrays = [self.array(SHAPES[k]) for k in ks] if push else []
+        code, number = CODES[self.dtype], self.serial
+        self.bursts[number] = ks
+        pushed = (flat(arrays), code) if push else None
+        keys = np.array(ks, np.uint64)
+        bundled = self.bundled.store.request_all(number, rank, keys, pushed, not push, number)
+        self.bundled.store.hurry(rank, number)
+        single = []
+        for place, k in enumerate(ks):
+            content = [(arrays[place], code)] if push else []
+            single += self.single.store.request((number, k), rank, [k], content, pull=not push)
+        self.both(bundled, single)
 
     @rule(ks=st.sampled_from(LISTS[:3]), what=st.sampled_from(["push", "pushpull"]))
     def round(self, ks: list[int], what: str) -> None:
@@ -145,6 +186,7 @@ class Bundles(RuleBasedStateMachine):
         for driver in (self.bundled, self.single):
             if now is self.single.store.settings.rule_of(0):
                 driver.store.restore(0, {k: driver.store.unit(k, True)})
+        self.both([], [])
 
     @precondition(lambda self: len(self.here) > 1)
     @rule(who=st.integers(0, 2), kind=st.sampled_from([WorkerLeft, WorkerFinished, PeerLost]))
@@ -157,7 +199,7 @@ class Bundles(RuleBasedStateMachine):
     @rule()
     def look(self) -> None:
         """Whom everybody waits for, and how much is parked."""
-        for token in range(self.serial):
+        for token in set(range(self.serial)) - self.bursts.keys():
             assert self.bundled.missing(token) == self.single.missing(token)
         assert self.bundled.store.parked == self.single.store.parked
 
