@@ -200,7 +200,7 @@ def test_the_headers_are_those_of_now() -> None:
         job.push()
     [request] = [frames for *ends, frames in sent if ends == ["worker 0", "server 0"]]
     [reply] = [frames for *ends, frames in sent if ends == ["server 0", "worker 0"]]
-    assert [len(frame) for frame in request[1:]] == [24, 131072], "the frames that the page names"
+    assert [len(frame) for frame in request[1:]] == [131072], "the frames that the page names"
     assert len(reply) == 1, "the reply is its header only"
     rows = FIELD.findall(PAGE)
     assert [name for _, name, _, _ in rows] == field_names()
@@ -210,9 +210,9 @@ def test_the_headers_are_those_of_now() -> None:
 
 
 def field_names() -> list[str]:
-    """Magic and version, the fields of a message up to its body, and the table of arrays."""
+    """Magic and version, the fields of a message up to its body, and what describes the arrays."""
     names = [field.name for field in fields(Message)]
-    return ["magic", "version", *names[: names.index("body") + 1], "table"]
+    return ["magic", "version", *names[: names.index("body") + 1], "table", "places", "pack"]
 
 
 def masked(header: list[Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ processes take a moment to end, so what is left may still go within ``PATIENCE``
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import weakref
@@ -60,7 +61,11 @@ def held() -> set[Resource]:
 
 
 def leaks_since(before: set[Resource], patience: float) -> list[Resource]:
-    """What is held now, was not before, and does not go away within ``patience`` seconds."""
+    """What is held now, was not before, and does not go away within ``patience`` seconds.
+
+    Shared memory is unmapped with the last array in it, which cycles of objects may hold until they are collected.
+    """
+    gc.collect()
     if holds_within(patience, lambda: held() <= before | _reported):
         return []
     return sorted(held() - before - _reported, key=lambda r: (r.kind, r.description))
