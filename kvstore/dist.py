@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,7 +15,6 @@ from pslite.errors import (
     ConfigError,
     DTypeError,
     DuplicateKeyError,
-    PSError,
     ShapeError,
     StorageError,
 )
@@ -26,7 +22,6 @@ from pslite.memory import PLAIN
 
 from .arrays import Array
 from .base import check_priority
-from .checkpoint.files import Held, Settings, opened, save
 from .commands import BUNDLE, DATA, INIT
 from .compressing import Compression, check_codec, setting
 from .compression import Codec
@@ -36,7 +31,6 @@ from .keys import Group, Key, group
 from .ledger import Ahead, Ledger, Ordinals
 from .lending import Lending, lendable
 from .lists import Answers, KeyList, Plans
-from .member import Member
 from .optimizer.base import Optimizer
 from .records import Planner, Record
 from .requests import Filling, Item, coded, pairs_in_turn, pairs_of, pushed, rows_into, rows_of, wanted
@@ -45,16 +39,13 @@ from .rules import (
     OptimizerRule,
     Rule,
     Updater,
-    checked_states,
     name_of_updater,
-    resumed,
-    states_of,
     updater_named,
-    wire_of,
 )
+from .saver import Saver, in_batches
 from .spec import Spec, check_whole
 from .tracing import CALLS, Finish, Take, requested, traced
-from .transfer import KEYS_PER_BATCH, batches, pull_units, push_units, stash, unstash
+from .transfer import batches
 
 log = logging.getLogger("kvstore")
 
@@ -64,7 +55,7 @@ _T = TypeVar("_T")
 Ended = Callable[[], None]
 
 
-class DistStore(Member):
+class DistStore(Saver):
     """One worker's store: the keys, and how they are pushed and pulled."""
 
     keys_per_message = 8192  # a header describes every array: it has a limit
@@ -134,7 +125,7 @@ class DistStore(Member):
     def _find(self, specs: list[Spec]) -> list[Record]:
         """The other ranks wait until rank 0 has told, and compare."""
         records = []
-        for batch in _batches([spec.key for spec in specs]):
+        for batch in in_batches([spec.key for spec in specs]):
             found = self._office.lookup([repr(k) for k in batch])
             records += [Record.from_wire(k, found[repr(k)], self._ledger) for k in batch]
         for record, spec in zip(records, specs, strict=True):
@@ -471,112 +462,6 @@ class DistStore(Member):
             Handle(lambda *timeout: control.wait(timestamp, *timeout), lambda: control.customer.done(timestamp))
         )
 
-    # -- on disk ------------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _settled(self) -> Iterator[None]:
-        """A collective call that comes after all pushes of this worker. In dist_async none comes between until its end;
-        in dist_sync one may have to, so that a round ends."""
-        self._raise_failed()
-        with self._collective, self._pushing if "async" in self.type else nullcontext():
-            with self._lock:
-                self._tell_changes()
-            self._flush()
-            yield
-
-    def _save(self, path: str | os.PathLike[str], values: bool, optimizer: bool) -> None:
-        if not values:
-            checked_states(self._rule)
-        with self._settled(), self._stashing():
-            if self.rank != 0 and values:
-                stash(self._worker, list(self._records.values()), self.rank, self._held)
-            what = "save" if values else "save_optimizer_states"
-            self._decided(what, lambda ranks: self._write(path, values, optimizer, ranks))
-
-    def _write(self, path: str | os.PathLike[str], values: bool, optimizer: bool, ranks: list[int]) -> None:
-        """Rank 0 writes what all servers and workers have."""
-        records = list(self._records.values())
-        others = (held for r in ranks[1:] for held in unstash(self._worker, records, r))
-        own = (self._held(record.key) for record in records)
-        save(
-            path,
-            Settings(self.type, self.num_workers, wire_of(self._rule) if optimizer else None, states_of(self._rule)),
-            pull_units(self._worker, records, values),
-            itertools.chain(own, others) if values else (),
-        )
-
-    def _held(self, key: Key) -> Held:
-        """This worker's part of a key."""
-        with self._lock:
-            feedback = self._compression.feedback.get((key, 0))
-            residual = None if feedback is None else feedback.residual.copy()
-            return Held(key, self.rank, self._records[key].pushes, residual)
-
-    @contextmanager
-    def _stashing(self) -> Iterator[None]:
-        """In the end the servers forget what they had for this worker."""
-        try:
-            yield
-        finally:
-            with suppress(PSError):  # the job is over: so is the stash
-                self._control.request(0, ["clear stash", None], SERVER_GROUP)
-
-    def _load(self, path: str | os.PathLike[str], values: bool) -> None:
-        with self._settled(), self._stashing():
-            what = "load" if values else "load_optimizer_states"
-            created, rule = self._decided(what, lambda ranks: self._read(path, values, ranks))
-            if self.rank != 0:
-                self._resume(rule)
-                for batch in _batches(created):
-                    found = self._office.lookup([repr(k) for k in batch])
-                    self._add([Record.from_wire(k, found[repr(k)], self._ledger) for k in batch])
-            if values:
-                self._take(list(unstash(self._worker, list(self._records.values()), self.rank)))
-
-    def _take(self, parts: Iterable[Held]) -> None:
-        """Go on with this worker's parts of all keys."""
-        with self._lock:
-            self._compression.feedback.clear()
-            for held in parts:
-                self._records[held.key].pushes = held.pushes
-                self._compression.hold(self._records[held.key].spec, 0, held.residual)
-
-    def _read(self, path: str | os.PathLike[str], values: bool, ranks: list[int]) -> list[Any]:
-        """Rank 0 gives the servers what was saved; returns the keys that are new, and the rule."""
-        with opened(path) as checkpoint:
-            specs = {record.key: record.spec for record in self._records.values()}
-            checkpoint.check(specs, values)
-            wire = checkpoint.settings.rule
-            checkpoint.check_units(values, resumed(self._rule, wire, checkpoint.settings.states_of))
-            self._resume(wire)
-            created = {key: spec for key, spec in checkpoint.specs.items() if key not in specs}
-            self._add(self._create({key: (spec, _nothing(spec)) for key, spec in created.items()}))
-            for batch in batches(self._records[key] for key in checkpoint.specs):
-                push_units(self._worker, ((record, checkpoint.unit(record.key, values)) for record in batch))
-            for rank in ranks if values else ():
-                stash(self._worker, list(self._records.values()), rank, partial(checkpoint.held, stream=rank))
-        return [list(created), wire]
-
-    def _add(self, records: list[Record]) -> None:
-        with self._lock:
-            for record in records:
-                self._key_type = type(record.key)
-                self._records[record.key] = record
-
-    def _resume(self, wire: Any) -> None:
-        """Go on with the rule that was saved."""
-        rule = resumed(self._rule, wire)
-        if rule is self._rule or rule is None:
-            return
-        if isinstance(self._rule, OptimizerRule):
-            with self._lock:
-                self._rule.optimizer.adopt(wire[1])
-                self._tell_changes()
-        elif isinstance(rule, OptimizerRule):
-            self.set_optimizer(rule.optimizer)
-        else:
-            self._set_rule(rule, rule.to_wire())
-
     # -- the job ------------------------------------------------------------------------------------------------------
 
     def version(self, key: Key) -> int:
@@ -600,21 +485,9 @@ def _compare(mine: Spec, theirs: Spec) -> None:
         raise StorageError(key=mine.key, got=kinds[mine.sparse], expected=f"{kinds[theirs.sparse]}, as on rank 0")
 
 
-def _nothing(spec: Spec) -> Content:
-    """The value of a new key until the saved one is there."""
-    if spec.sparse:
-        return Rows(np.empty(0, np.int64), np.empty((0, *spec.shape[1:]), storage(spec.code)))
-    return np.zeros(spec.shape, storage(spec.code))
-
-
 def _is_list(key: Any) -> bool:
     return isinstance(key, (list, tuple))
 
 
 def _shown(keys: Sequence[Key]) -> str:
     return repr(keys[0]) + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
-
-
-def _batches(items: list[_T]) -> list[list[_T]]:
-    """Keys that are looked up together."""
-    return [items[lo : lo + KEYS_PER_BATCH] for lo in range(0, len(items), KEYS_PER_BATCH)]
