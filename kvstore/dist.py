@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -356,8 +357,10 @@ class DistStore(Saver):
             answers = None if outs is None else Answers(plan.parts, outs, self._ledger)
             pairs = (part.pushed(values, self._ledger) for part in plan.parts)
             handle = self._request_list(plan, pairs, priority, flags, answers)
-            self._in_flight.append(handle)
-        return together([*others, handle])
+            whole = together([*others, handle])
+            self._in_flight = deque(h for h in self._in_flight if h not in others) if others else self._in_flight
+            self._in_flight.append(whole)  # one call, whose failure is raised once
+        return whole
 
     def _pull_list(self, plan: KeyList, outs: Any, priority: int) -> Handle:
         others = [self.pull(plan.of_rest(plan.keys), plan.of_rest(outs), priority, wait=False)] if plan.rest else []

@@ -55,7 +55,15 @@ class Handle:
 
 
 def together(handles: Sequence[Handle]) -> Handle:
-    """One handle for what a call has become; its result is that of the last."""
+    """One handle for what a call has become; its result is that of the last, and it ends with the first error."""
+
+    def failed() -> Handle | None:
+        return next((handle for handle in handles if handle.done() and handle.exception() is not None), None)
+
+    def wait(*timeout: float | None) -> Any:
+        first = failed()
+        return first.wait() if first is not None else [handle.wait(*timeout) for handle in handles][-1]
+
     if len(handles) == 1:
         return handles[0]
-    return Handle(lambda *timeout: [h.wait(*timeout) for h in handles][-1], lambda: all(h.done() for h in handles))
+    return Handle(wait, lambda: all(handle.done() for handle in handles) or failed() is not None)

@@ -186,7 +186,7 @@ def test_rank_0_interrupted_tells_the_others(tmp_path: Path, monkeypatch: pytest
     def interrupted(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kvstore.dist.save", interrupted)
+    monkeypatch.setattr("kvstore.saver.save", interrupted)
 
     def work(kv: KV) -> None:
         kv.init("w", np.ones(2))

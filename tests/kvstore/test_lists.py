@@ -150,6 +150,17 @@ def test_a_list_with_compression_is_compressed() -> None:
     assert [array[0] for array in kv.pull(NAMES[:20])] == [1.5] * 20  # with what was held back
 
 
+def test_a_call_that_fails_in_two_ways_is_one_failure() -> None:
+    [kv] = Cluster(1, 1, 10**6, Random(0)).stores
+    values = [np.ones(3, np.int32)] * 20 + [np.ones(5000, np.int32)]
+    kv.init(NAMES[:21], values)
+    kv.set_optimizer(kvstore.optimizer.create("sgd"))
+    kv.push(NAMES[:21], values)
+    with pytest.raises(DTypeError):
+        kv._flush()
+    kv.pull("k0")
+
+
 def test_few_lists_are_remembered() -> None:
     kv = small_job()
     with pytest.MonkeyPatch.context() as patch:
