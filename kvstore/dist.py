@@ -330,9 +330,7 @@ class DistStore(Saver):
 
     def _plan(self, key: Any, values: Any = None, outs: Any = None) -> KeyList | None:
         """How a list of keys with these arrays travels; None if each key is to be looked at."""
-        if not _is_list(key):
-            return None
-        if self._compression.codec is not None or self._compression.feedback:
+        if not _is_list(key) or self._compression.codec is not None or self._compression.feedback:
             return None
         plan = self._plans.of(key, self._records, self._key_type)
         if plan is None or (values is None and outs is None and plan.rest):
@@ -376,8 +374,6 @@ class DistStore(Saver):
         keys, at = plan.bundled
         take, finish = (None, None) if answers is None else (answers.take, answers.finish)
         return self._handle(self._request(BUNDLE, keys, at, pairs, flags, priority, take, finish))
-
-    # -- compression, and how many pushes may be under way ------------------------------------------------------------
 
     def _pull_codec(self) -> Codec | None:
         return self._compression.codec if self._compression.pulls else None
