@@ -78,6 +78,9 @@ def write(out: object, data: Array, code: int, key: object = "") -> None:
 
     Casts to and from bfloat16 go by float32, rounding to nearest even. Raises what ``check_out`` does.
     """
+    if isinstance(out, np.ndarray) and _is_like(out, data, code):  # as nearly always: there is nothing to find out
+        np.copyto(out, data)
+        return
     target, target_code = _target(out, data.shape, key)
     if not isinstance(target, np.ndarray):
         frameworks.fill(target, data, code)
@@ -86,6 +89,11 @@ def write(out: object, data: Array, code: int, key: object = "") -> None:
         values = to_float32(data) if code == BFLOAT16 else data
         data = from_float32(values.astype(np.float32)) if target_code == BFLOAT16 else values
     np.copyto(target, data, casting="unsafe")
+
+
+def _is_like(out: Array, data: Array, code: int) -> bool:
+    plain = type(out) is np.ndarray and code != BFLOAT16 and out.flags.writeable
+    return plain and out.dtype == data.dtype and out.shape == data.shape
 
 
 def check_out(out: object, shape: tuple[int, ...], key: object = "") -> None:

@@ -50,7 +50,7 @@ from .transfer import batches
 
 log = logging.getLogger("kvstore")
 
-AT_ONCE = 4 * 1024 * 1024  # bytes in a message to each server: it works on them while the next are made
+AT_ONCE = 16 * 1024 * 1024  # bytes in a message to each server: it works on them while the next are made
 _CALLS = {Flag.PUSH: "push", Flag.PULL: "pull", Flag.PUSH | Flag.PULL: "pushpull"}
 _T = TypeVar("_T")
 Ended = Callable[[], None]

@@ -19,10 +19,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from .wire import Kind, Message, Op
+from .wire import Flag, Kind, Message, Op
 
 WINDOW = 4 * 1024 * 1024  # bytes under way from which on nothing follows: 3 ms at 10 Gbit/s, or one larger message
 SAY_AFTER = WINDOW // 2  # bytes that came in, after which the receiver says so; less would stop a sender that waits
+MANY_KEYS = 256  # in a message, from which on it costs more than it gains to see what may overtake it
 SMALL = 16 * 1024  # bytes below which a message costs its handling, not its size
 
 Item = TypeVar("Item")
@@ -62,7 +63,8 @@ class Window(Generic[Item]):
         self.under_way: dict[int, int] = {}  # bytes by sequence number; of small messages nothing is noted
         self.used = 0  # their sum
         self._waiting: dict[int, Waiting[Item]] = {}  # by order of calls
-        self._heap: list[tuple[int, int, int, Waiting[Item]]] = []  # epoch, -priority, order; outdated entries too
+        # Epoch, -priority, the order of whom it has that priority from, its own; outdated entries too.
+        self._heap: list[tuple[int, int, int, int, Waiting[Item]]] = []
         self._last: dict[int, Waiting[Item]] = {}  # by key: the last one of this epoch that is about it
         self._calls = 0
         self._epoch = 0
@@ -71,34 +73,34 @@ class Window(Generic[Item]):
         """Whether a new message may leave at once: nothing waits, and there is room."""
         return not self._waiting and (self.used < WINDOW or not self._weigh(message))
 
-    def wait(self, message: Message, item: Item) -> None:
-        """Put a message behind those that wait; ``pop`` gives back ``item``."""
+    def wait(self, message: Message, item: Item, priority: int | None = None) -> None:
+        """Put a message behind those that wait; ``pop`` gives back ``item``. ``priority``: in place of its own."""
         keys = _keys(message)
         if keys is None:
             self._begin_epoch()
         ahead = list({id(w): w for key in keys or () if (w := self._last.get(key)) is not None}.values())
-        priority, order = message.priority, self._calls
+        priority, order = message.priority if priority is None else priority, self._calls
         self._calls += 1
         new = Waiting(item, self._weigh(message), keys or (), self._epoch, priority, order, ahead)
         self._waiting[order] = new
-        heapq.heappush(self._heap, (new.epoch, -priority, order, new))
+        heapq.heappush(self._heap, (new.epoch, -priority, order, order, new))
         if keys is None:
             self._begin_epoch()
         self._last.update((key, new) for key in new.keys)
-        self._raise(ahead, priority)
+        self._raise(ahead, priority, order)
 
     def _begin_epoch(self) -> None:
         self._epoch += 1
         self._last.clear()  # the fence keeps them apart
 
-    def _raise(self, ahead: list[Waiting[Item]], priority: int) -> None:
-        """Let those that must leave first inherit a priority."""
+    def _raise(self, ahead: list[Waiting[Item]], priority: int, order: int) -> None:
+        """Let those that must leave first inherit a priority, and leave right before the one that they have it from."""
         raised = list(ahead)
         while raised:
             waiting = raised.pop()
             if waiting.item is not None and waiting.priority < priority:
                 waiting.priority = priority
-                heapq.heappush(self._heap, (waiting.epoch, -priority, waiting.order, waiting))
+                heapq.heappush(self._heap, (waiting.epoch, -priority, order, waiting.order, waiting))
                 raised += waiting.ahead
 
     def pop(self, room: bool = True) -> Item | None:
@@ -159,29 +161,33 @@ _FENCE = Message(Kind.REQUEST)  # it is about no keys
 class Arrivals(Generic[Item]):
     """What came and is not worked on yet: the more urgent first, by the rules for what leaves.
 
-    Used under the postoffice's lock. While all are equally urgent they are a line, which costs nothing.
+    Of one priority pulls go first, for they cost nothing and their worker can go on; each stays right behind the pushes
+    of its keys. Used under the postoffice's lock. While all are equally urgent they are a line, which costs nothing.
     """
 
     def __init__(self) -> None:
         self._line: deque[tuple[Item, Message]] = deque()
-        self._priority: int | None = None  # of all messages in the line; None if there are only fences
-        self._window: Window[Item] | None = None  # in place of the line, when priorities differ
+        self._urgency: int | None = None  # of all messages in the line; None if there are only fences
+        self._window: Window[Item] | None = None  # in place of the line, when they differ
 
     def __len__(self) -> int:
         return len(self._line) if self._window is None else len(self._window)
 
     def add(self, item: Item, message: Message = _FENCE) -> None:
         """Put an item behind what must come before it; without a message that is all there is."""
-        if self._window is None and (message is _FENCE or self._priority in (None, message.priority)):
-            self._priority = self._priority if message is _FENCE else message.priority
+        if message.op != Op.DATA or not message.arrays or message.arrays[0].size > MANY_KEYS:
+            message = _FENCE
+        urgency = 2 * message.priority + (message.flags & (Flag.PUSH | Flag.PULL) == Flag.PULL)
+        if self._window is None and (message is _FENCE or self._urgency in (None, urgency)):
+            self._urgency = self._urgency if message is _FENCE else urgency
             self._line.append((item, message))
             return
         if self._window is None:
             self._window = Window()
             for before, its in self._line:
-                self._window.wait(its, before)
+                self._window.wait(its, before, self._urgency)
             self._line.clear()
-        self._window.wait(message, item)
+        self._window.wait(message, item, urgency)
 
     def pop(self) -> Item:
         """The next one; there must be one."""
@@ -190,7 +196,7 @@ class Arrivals(Generic[Item]):
         else:
             item = self._window.pop(room=False)
         if not len(self):
-            self._window = self._priority = None
+            self._window = self._urgency = None
         assert item is not None
         return item
 

@@ -39,6 +39,7 @@ _ONLY_INTS, _ONLY_LISTS = {int}, {list}  # types are checked as sets: this runs 
 
 Frame = bytes | bytearray | memoryview
 Array = np.ndarray[Any, Any]
+Layout = tuple[np.dtype[Any], tuple[int, ...], int]  # of an array: dtype, shape, bytes
 Place = tuple[int, int, int, int]  # in the sender's memory: segment, offset, offset of its block, generation
 Lease = Callable[[], bool]  # whether an array in a peer's memory still is what the peer sent
 Find = Callable[[int, Place, int], "tuple[memoryview, Lease] | None"]  # incarnation, place, bytes: their view
@@ -237,11 +238,12 @@ def decode(frames: Sequence[Any], find: Find | None = None) -> Message:
         raise ProtocolError(f"the header has {len(fields)} fields, expected 19")
     message = Message(*_checked(fields))
     try:
+        layouts = _layouts(fields[18])
         places = _places(fields[19] if len(fields) > 19 else [])
-        found = {index: _found(find, message.incarnation, place, fields[18], index) for index, place in places.items()}
+        found = {index: _found(find, message.incarnation, place, layouts, index) for index, place in places.items()}
         views = {index: view for index, (view, _) in found.items()}
-        pack = fields[20] if len(fields) > 20 else b""
-        message.arrays, message.codes = _arrays(fields[18], pack, frames, views)
+        message.arrays = _arrays(layouts, fields[20] if len(fields) > 20 else b"", frames, views)
+        message.codes = [entry[0] for entry in fields[18]]
         message.leases = [lease for _, lease in found.values()]
     except (ValueError, OverflowError) as error:  # numpy: an empty array with a dimension that no memory could hold
         raise ProtocolError(f"an array's shape is not possible: {error}") from error
@@ -274,8 +276,10 @@ def _places(flat: Any) -> dict[int, Place]:
     return {flat[i]: (flat[i + 1], flat[i + 2], flat[i + 3], flat[i + 4]) for i in range(0, len(flat), 5)}
 
 
-def _found(find: Find | None, incarnation: int, place: Place, table: Any, index: int) -> tuple[memoryview, Lease]:
-    nbytes = _layouts(table[index : index + 1])[0][2] if type(table) is list and 0 <= index < len(table) else 0
+def _found(
+    find: Find | None, incarnation: int, place: Place, layouts: list[Layout], index: int
+) -> tuple[memoryview, Lease]:
+    nbytes = layouts[index][2] if 0 <= index < len(layouts) else 0
     found = None if find is None or nbytes < PACK_BELOW else find(incarnation, place, nbytes)
     if found is None:
         raise ProtocolError(f"array {index} should be in memory that the sender does not share with this process")
@@ -283,11 +287,10 @@ def _found(find: Find | None, incarnation: int, place: Place, table: Any, index:
 
 
 def _arrays(
-    table: Any, inline: Any, frames: Sequence[Any], shared: dict[int, memoryview]
-) -> tuple[list[np.ndarray[Any, Any]], list[int]]:
+    layouts: list[Layout], inline: Any, frames: Sequence[Any], shared: dict[int, memoryview]
+) -> list[Array]:
     if type(inline) is not bytes:
         raise ProtocolError("the packed arrays are malformed")
-    layouts = _layouts(table)
     views = [memoryview(frame).toreadonly() for frame in frames[1:]]
     own, small = -len(shared), 0
     for _, _, nbytes in layouts:
@@ -311,10 +314,10 @@ def _arrays(
         if len(buffer) != nbytes:
             raise ProtocolError(f"an array of {nbytes} bytes came in a frame of {len(buffer)}")
         arrays.append(np.ndarray(shape, dtype, buffer))
-    return arrays, [entry[0] for entry in table]
+    return arrays
 
 
-def _layouts(table: Any) -> list[tuple[np.dtype[Any], tuple[int, ...], int]]:
+def _layouts(table: Any) -> list[Layout]:
     """The dtype, shape and bytes of each array, checked before anything of that size exists."""
     if type(table) is not list or len(table) > MAX_ARRAYS or not {*map(type, table)} <= _ONLY_LISTS:
         raise ProtocolError(f"the table of arrays is malformed or has more than {MAX_ARRAYS} entries")
@@ -327,6 +330,6 @@ def _layouts(table: Any) -> list[tuple[np.dtype[Any], tuple[int, ...], int]]:
 
 
 @functools.lru_cache(1024)  # a job has few shapes
-def _layout(code: int, *shape: int) -> tuple[np.dtype[Any], tuple[int, ...], int]:
+def _layout(code: int, *shape: int) -> Layout:
     dtype = dtypes.storage(code)
     return dtype, shape, dtype.itemsize * math.prod(shape)

@@ -168,6 +168,10 @@ class Arena:
             offset += array.__array_interface__["data"][0] - block.address
         return Location(segment.number, offset, header, segment.words[header // _WORD])
 
+    def has(self, array: npt.NDArray[Any]) -> bool:
+        """Whether an array, or what it is a view of, came from ``empty``."""
+        return self._block(array) is not None
+
     def holds(self, array: npt.NDArray[Any]) -> bool:
         """Whether this very array, not one that it is a view of, came from ``empty``."""
         return type(array.base) is Block and array.base.arena is self

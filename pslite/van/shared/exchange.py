@@ -65,7 +65,7 @@ class Exchange:
 
     def has(self, array: Array) -> bool:
         """Whether an array is in our memory."""
-        return self.memory.locate(array) is not None
+        return self.memory.has(array)
 
     def place(self, link: Link, array: Array) -> Place | None:
         """Where the peer, which ``shares``, finds an array; None if its bytes must be sent."""
