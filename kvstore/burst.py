@@ -98,11 +98,10 @@ class Burst:
         self.pushes, self.pulls = Calls(push=True), Calls(push=False)
         self.nbytes = 0
 
-    def takes(self, key: Key, page: int, priority: int, push: bool) -> bool:
+    def takes(self, key: Key, page: int, push: bool) -> bool:
         """Whether a call may join: pushes leave before pulls, so it must not be a push of what is here already."""
         return (
             self.page == page
-            and self.priority == priority
             and self.nbytes < LONGEST
             and key not in self.pulls.places
             and not (push and key in self.pushes.places)
@@ -175,10 +174,11 @@ class BurstStore(DistStore):
         if push:
             self._tell_changes()
         burst = self._burst
-        if burst is None or not burst.takes(key, small.page, priority, push):
+        if burst is None or not burst.takes(key, small.page, push):
             self._send_burst()
             burst = self._burst = Burst(small.page, priority)
             self._office.soon(partial(self._look_at, burst, 0), LINGER)
+        burst.priority = max(burst.priority, priority)  # of its most urgent call: the others gain by it
         calls = burst.pushes if push else burst.pulls
         place = calls.add(key, array)
         burst.nbytes += array.nbytes

@@ -55,8 +55,12 @@ def checked(g: Group, spec: Spec, apart: bool = False) -> list[Content]:
 def summed(contents: Sequence[Content], spec: Spec, memory: Memory = PLAIN) -> Content:
     """The sum over the devices, from left to right, in memory of its own."""
     rows = [content for content in contents if isinstance(content, Rows)]
-    if rows:
+    if len(rows) > 1:
         return merge(rows, spec.code)
+    if rows:
+        data = memory.empty(rows[0].data.shape, rows[0].data.dtype)
+        np.copyto(data, rows[0].data)
+        return Rows(rows[0].ids.copy(), data)
     arrays = [content for content in contents if not isinstance(content, Rows)]
     out = memory.empty(spec.shape, storage(spec.code)) if spec.nbytes >= PACK_BELOW else None
     return accumulate(arrays, spec.code, out)

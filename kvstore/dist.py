@@ -50,7 +50,9 @@ from .transfer import batches
 
 log = logging.getLogger("kvstore")
 
-AT_ONCE = 16 * 1024 * 1024  # bytes in a message to each server: it works on them while the next are made
+# Bytes in a message to each server, which works on them while the next are made. Where arrays are read in memory a
+# message costs its handling only; where they travel several of them have to fit into a window.
+AT_ONCE, AT_ONCE_SENT = 16 * 1024 * 1024, 1024 * 1024
 _CALLS = {Flag.PUSH: "push", Flag.PULL: "pull", Flag.PUSH | Flag.PULL: "pushpull"}
 _T = TypeVar("_T")
 Ended = Callable[[], None]
@@ -70,6 +72,8 @@ class DistStore(Saver):
         self._plans = Plans(office.server_key_ranges())
         self._compression = Compression()
         self._lending = Lending()
+        shared = {office.transport(node) for node in office.node_ids(SERVER_GROUP)} == {"shm"}
+        self._at_once = (AT_ONCE if shared else AT_ONCE_SENT) * office.num_servers
         self._rule: Rule | None = None  # as set by this worker
         self._told: Any = None  # the optimizer's hyper-parameters, as the servers know them from this worker
         self._changes = 0  # of hyper-parameters, told so far
@@ -300,7 +304,7 @@ class DistStore(Saver):
         """Send what a call comes to, in several messages if it is large; the lock is held."""
         if not keys:
             return Handle(result=None if finish is None else finish([]))
-        pairs = pairs_in_turn(items, bool(flags & Flag.PUSH), AT_ONCE * self._office.num_servers)
+        pairs = pairs_in_turn(items, bool(flags & Flag.PUSH), self._at_once)
         at = np.array([self._records[key].at for key in keys], np.intp)
         return self._handle(self._request(DATA, keys, at, pairs, flags, priority, take, finish, ended))
 

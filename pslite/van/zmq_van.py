@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
 import logging
 import os
 import select
@@ -22,6 +25,9 @@ from .base import LinkDown, LinkUp, Received, Rejected, Van, VanEvent
 from .shared.exchange import TIDY_EVERY, Exchange
 
 log = logging.getLogger("pslite")
+
+# malloc.h: M_MMAP_THRESHOLD, whose largest value this is; M_TRIM_THRESHOLD; M_TOP_PAD
+_MALLOC = ((-3, 32 * 1024 * 1024), (-1, 1024 * 1024 * 1024), (-2, 64 * 1024 * 1024))
 
 COPY_BELOW = 64 * 1024  # bytes; for smaller frames a copy is cheaper than ZeroMQ's book-keeping of a foreign buffer
 HEARTBEAT_INTERVAL = 250  # ms
@@ -53,6 +59,8 @@ class ZmqVan(Van):
         self._exchange = exchange
         if exchange is not None:
             self.memory = exchange.memory
+        else:
+            _keep_freed_memory()
         self._transports: dict[int, str] = {}  # by the node that we connected to
         self._router: zmq.Socket[bytes] | None = None
         self._dealers: dict[int, zmq.Socket[bytes]] = {}
@@ -282,3 +290,15 @@ def _fd(sock: zmq.Socket[bytes]) -> int:
     fd = sock.getsockopt(zmq.FD)
     assert isinstance(fd, int)
     return fd
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Have the allocator keep what large frames leave free: else each takes new pages, which the kernel has to clear.
+
+    Measured with 102 MB by TCP: workers take 0.55 instead of 0.75 CPU seconds per GB. For glibc only.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, nbytes in _MALLOC:
+            mallopt(option, nbytes)
