@@ -19,6 +19,7 @@ import numpy as np
 from pslite import KVPairs
 from pslite.dtypes import BFLOAT16, storage
 from pslite.errors import ProtocolError
+from pslite.memory import PACK_BELOW
 
 from .arrays import Array
 from .keys import Key
@@ -26,7 +27,6 @@ from .ledger import PULL, PULL_RAW, PUSH, PUSH_RAW, PUSHES, VERSION, Ledger
 from .records import Record
 
 FEWEST = 8  # keys that are worth a part of their own; more than one
-SMALL = 16 * 1024  # bytes below which a value costs its handling, not its size
 LONGEST = 1024 * 1024  # bytes of a part: servers work on it while the next is made
 MOST_KEYS = 65_536  # of a part
 KEPT = 262_144  # keys of all lists whose plans are kept
@@ -199,7 +199,7 @@ class Plans:
 
 def is_small(record: Record) -> bool:
     spec = record.spec
-    return record.whole and not record.flat and not spec.sparse and spec.code != BFLOAT16 and spec.nbytes < SMALL
+    return record.whole and not record.flat and not spec.sparse and spec.code != BFLOAT16 and spec.nbytes < PACK_BELOW
 
 
 def _cuts(places: list[int], records: Sequence[Record]) -> Iterator[list[int]]:

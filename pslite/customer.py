@@ -89,7 +89,9 @@ class Customer:
         self.office.check()
         if isinstance(messages, list):
             for _, message in messages:
-                wire.check(message)
+                self._check(message)
+        else:
+            messages = ((node, self._check(message)) for node, message in messages)
         with self._lock:
             request = Request(self._next, what or f"request {self._next}", take, finish, ended)
             self._next += 1
@@ -109,9 +111,14 @@ class Customer:
             self.office.later(lambda: self._take(request))
         return request
 
-    def _send(self, request: Request, index: int, node: int, message: Message) -> None:
-        message.app, message.customer, message.timestamp = self.app, self.id, request.timestamp
+    def _check(self, message: Message) -> Message:
+        message.app, message.customer = self.app, self.id
         wire.check(message)
+        return message
+
+    def _send(self, request: Request, index: int, node: int, message: Message) -> None:
+        """Send a message that was checked."""
+        message.timestamp = request.timestamp
         with self._lock:
             if request.error is not None:
                 return  # the others would be in vain
@@ -155,7 +162,7 @@ class Customer:
                 request.parts[index] = request.take(asked, answer)
             except Torn as torn:
                 if request.error is None:
-                    self._send(request, index, answer.sender, torn.again)
+                    self._send(request, index, answer.sender, self._check(torn.again))
                     continue
             except Exception as error:  # a callback is user code: its error belongs to whoever waits
                 request.error = request.error or error

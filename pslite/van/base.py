@@ -53,8 +53,8 @@ class Van(abc.ABC):
 
     memory: Memory = PLAIN  # whose arrays cost least to send
 
-    def transport(self, link: Link) -> str:
-        """How messages on a link travel, as users call it."""
+    def transport(self, node: int) -> str:
+        """How messages to a node that we connected to travel, as users call it."""
         return "in process"
 
     def weigh(self, link: Link, message: Message) -> int:

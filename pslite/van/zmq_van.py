@@ -234,8 +234,8 @@ class ZmqVan(Van):
         except ProtocolError as error:
             return Rejected(link, str(error))
 
-    def transport(self, link: Link) -> str:
-        return self._transports.get(link, "zmq") if isinstance(link, int) else "zmq"
+    def transport(self, node: int) -> str:
+        return self._transports[node]
 
     def weigh(self, link: Link, message: Message) -> int:
         weight = cost(message)

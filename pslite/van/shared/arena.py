@@ -190,13 +190,6 @@ class Arena:
                 os.close(segment.fd)  # the mapping goes with the last reference
         return [segment.number for segment in old]
 
-    def next_tidy(self) -> float | None:
-        """The time by the clock at which ``tidy`` will have something to do; None if that is not in sight."""
-        with self._lock:
-            self._drain()
-            due = (s.idle_since + KEEP_EMPTY for s in self._segments.values() if s.extents.empty)
-            return min(due, default=None)
-
     def fd(self, segment: int) -> int:
         """The descriptor of a segment, which stays the arena's."""
         return self._segments[segment].fd
