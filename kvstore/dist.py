@@ -479,10 +479,10 @@ class DistStore(Saver):
 
 def _compare(mine: Spec, theirs: Spec) -> None:
     """Raise unless this worker's value fits the one that rank 0 gave."""
-    if mine.shape != theirs.shape:
-        raise ShapeError(key=mine.key, got=list(mine.shape), expected=list(theirs.shape))
     if mine.code != theirs.code:
         raise DTypeError(key=mine.key, got=NAMES[mine.code], expected=NAMES[theirs.code])
+    if mine.shape != theirs.shape:
+        raise ShapeError(key=mine.key, got=list(mine.shape), expected=list(theirs.shape))
     if mine.sparse != theirs.sparse:
         kinds = {True: "a RowSparseArray", False: "a dense array"}
         raise StorageError(key=mine.key, got=kinds[mine.sparse], expected=f"{kinds[theirs.sparse]}, as on rank 0")

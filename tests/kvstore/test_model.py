@@ -450,3 +450,11 @@ PROFILE = settings(
 LocalMachine.TestCase.settings = DistMachine.TestCase.settings = PROFILE
 TestLocal = LocalMachine.TestCase
 TestDistSync = DistMachine.TestCase
+
+
+def test_an_init_with_another_shape_and_dtype_is_refused_as_a_push_is() -> None:
+    machine = DistMachine()
+    machine.start(workers=2, servers=1, bound=2, seed=0, specs=2, strings=False)
+    machine.mistake(k=3, what="init", who=0)
+    machine.mistake(k=3, what="bad init", who=1)
+    machine.teardown()
