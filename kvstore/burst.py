@@ -11,7 +11,6 @@ so, and the outcome of each is asked for by itself: no call waits for another on
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,29 +22,20 @@ from pslite.errors import PSError
 
 from .arrays import Array
 from .commands import BUNDLE, DATA, OUTCOME
-from .dist import DistStore
+from .dist import CALL_NAMES, DistStore
 from .handle import Handle
 from .keys import Group, Key
 from .ledger import Ordinals
 from .lists import Answers, Part, is_small
 from .records import Record
 from .requests import Filling, pairs_of, wanted
+from .single import Answer, Small
 from .tracing import CALLS
 
 PATIENCE = 0.25  # seconds after which the calls of a burst are told apart that end before the others
 PAGE = 256  # keys, in the order of their init: no burst has keys of two pages
 LONGEST = 64 * 1024  # bytes of a burst
 LINGER = 0.005  # seconds without a call after which a burst is sent, if nothing else sends it
-
-
-@dataclass(slots=True, eq=False)
-class Small:
-    """A key whose calls may be in bursts."""
-
-    record: Record
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    page: int
 
 
 Sent = tuple[Request, NDArray[np.uint64]]
@@ -119,68 +109,129 @@ class BurstStore(DistStore):
         super().__init__(name, office)
 
     def push(self, key: Any, value: Any, priority: int = 0) -> Handle:
+        key, value = self._unlisted(key, value)
         small = self._small(key, value)
-        if small is not None and (self._burst is not None or self._worker.customer.busy):
-            with self._pushing, self._lock:
-                handle = None if self._closing or not self._has_room(small) else self._join(
-                    key, small, value, priority, push=True
-                )  # fmt: skip
-            if handle is not None:
-                return handle
-        return super().push(key, value, priority)
+        handle = None
+        if small is not None and self._plain(priority):
+            if not self._busy:
+                handle = self._send_small(small, priority, value, None)
+            else:
+                with self._pushing, self._lock:
+                    if not self._closing and self._ahead.has_room(small.record.at):
+                        handle = self._join(small, value, priority, push=True)
+        return super().push(key, value, priority) if handle is None else handle
 
     def pull(self, key: Any, out: Any = None, priority: int = 0, ignore_sparse: bool = True, wait: bool = True) -> Any:
-        small = None if wait else self._small(key, out)
-        if small is not None and out.flags.writeable and (self._burst is not None or self._worker.customer.busy):
-            with self._lock:
-                handle = self._join(key, small, out, priority, push=False)
-            if handle is not None:
-                return handle
-        return super().pull(key, out, priority, ignore_sparse, wait)
+        if out is not None:
+            key, out = self._unlisted(key, out)
+        small = self._small(key, out)
+        handle = None
+        if small is not None and out.flags.writeable and self._plain(priority):
+            if wait or not self._busy:
+                handle = self._send_small(small, priority, None, out)
+            else:
+                with self._lock:
+                    handle = self._join(small, out, priority, push=False)
+        if handle is None:
+            return super().pull(key, out, priority, ignore_sparse, wait)
+        return self._waited(handle) if wait else handle
+
+    def pushpull(self, key: Any, value: Any, out: Any = None, priority: int = 0, wait: bool = True) -> Any:
+        key, value, into = self._unlisted(key, value, value if out is None else out)
+        small, handle = self._small(key, value), None
+        if small is not None and small.takes(into) and into.flags.writeable and self._plain(priority):
+            handle = self._send_small(small, priority, value, into)
+        if handle is None:
+            return super().pushpull(key, value, into, priority, wait)
+        return self._waited(handle) if wait else handle
+
+    # -- what is fit for it -------------------------------------------------------------------------------------------
+
+    def _unlisted(self, key: Any, *arrays: Any) -> tuple[Any, ...]:
+        """A list of one key, and of its arrays, without the lists; anything else as it is."""
+        if type(key) is list and len(key) == 1 and type(key[0]) is self._key_type:
+            if all(type(array) is list and len(array) == 1 for array in arrays):
+                return key[0], *(array[0] for array in arrays)
+        return key, *arrays
 
     def _small(self, key: Any, array: Any) -> Small | None:
-        """The key, if it and its array are fit for a burst."""
+        """The key, if it and its array are small and plain."""
         kind: type = type(key)
-        if kind is not self._key_type or type(array) is not np.ndarray:
+        if kind is not self._key_type:
             return None
         small = self._smalls.get(key)
         if small is None:
             record = self._records.get(key)
             if record is None or not is_small(record):
                 return None
-            small = self._smalls[key] = Small(record, record.spec.shape, record.dtype, self._page(record))
-        return small if array.shape == small.shape and array.dtype == small.dtype else None
+            small = self._smalls[key] = Small(record, self._starts)
+        return small if small.takes(array) else None
 
-    def _page(self, record: Record) -> int:
-        wire = record.pieces[0].wire
-        return (wire - max(first for first in self._starts if first <= wire)) // PAGE
-
-    def _has_room(self, small: Small) -> bool:
-        return self._ahead.has_room(small.record.at)
-
-    def _join(self, key: Key, small: Small, array: Array, priority: int, push: bool) -> Handle | None:
-        """Put a call into the open burst, or a new one; None if it has to be looked at by itself. The lock is held."""
+    def _plain(self, priority: Any) -> bool:
+        """Whether a call needs nothing but its values to be sent."""
         compression = self._compression
-        if (
-            self._closed
-            or type(priority) is not int
-            or CALLS.running
-            or compression.codec is not None
-            or compression.feedback
-            or self._worker.customer.failures > self._failures_seen
-        ):
+        return (
+            type(priority) is int
+            and -(2**63) <= priority < 2**63
+            and compression.codec is None
+            and not compression.feedback
+            and not CALLS.running
+            and not self._lending.busy
+        )
+
+    @property
+    def _busy(self) -> bool:
+        """Whether anything is under way, or waits in a burst."""
+        return self._burst is not None or self._worker.customer.busy
+
+    # -- calls by themselves ------------------------------------------------------------------------------------------
+
+    def _send_small(self, small: Small, priority: int, value: Array | None, out: Array | None) -> Handle | None:
+        """Send a call with one key as one message; None if the key has as many pushes as a server parks."""
+        self._raise_failed()
+        if value is None:
+            with self._lock:
+                return self._handle(self._request_small(small, Flag.PULL, priority, small.wanted(), out))
+        with self._pushing, self._lock:
+            self._check_closing()
+            if not self._ahead.has_room(small.record.at):
+                return None
+            self._tell_changes()
+            flags = Flag.PUSH if out is None else Flag.PUSH | Flag.PULL
+            request = self._request_small(small, flags, priority, small.pushed(value, self._ledger), out)
+            self._ahead.begin(small.record.at)
+            self._ahead.add(request, small.at)
+            handle = self._handle(request)
+            self._in_flight.append(handle)
+        return handle
+
+    def _request_small(self, small: Small, flags: int, priority: int, pairs: KVPairs, out: Array | None) -> Request:
+        """Send pairs of one key; the lock is held."""
+        self._send_burst()
+        take, finish = None, None
+        if out is not None:
+            answer = Answer(small, out, self._ledger)
+            take, finish = answer.take, answer.finish
+        what = f"{CALL_NAMES[flags]} of {small.key!r}"
+        return self._worker.send(pairs, flags, DATA, priority, finish, None, None, what, take, server=small.server)
+
+    # -- calls in bursts ----------------------------------------------------------------------------------------------
+
+    def _join(self, small: Small, array: Array, priority: int, push: bool) -> Handle | None:
+        """Put a call into the open burst, or a new one; None if it has to be looked at by itself. The lock is held."""
+        if self._closed or self._worker.customer.failures > self._failures_seen:
             return None
         self._office.check()
         if push:
             self._tell_changes()
-        burst = self._burst
-        if burst is None or not burst.takes(key, small.page, push):
+        burst, page = self._burst, small.number // PAGE
+        if burst is None or not burst.takes(small.key, page, push):
             self._send_burst()
-            burst = self._burst = Burst(small.page, priority)
+            burst = self._burst = Burst(page, priority)
             self._office.soon(partial(self._look_at, burst, 0), LINGER)
         burst.priority = max(burst.priority, priority)  # of its most urgent call: the others gain by it
         calls = burst.pushes if push else burst.pulls
-        place = calls.add(key, array)
+        place = calls.add(small.key, array)
         burst.nbytes += array.nbytes
         handle = Call(self, calls, place)
         if push:

@@ -53,7 +53,7 @@ log = logging.getLogger("kvstore")
 # Bytes in a message to each server, which works on them while the next are made. Where arrays are read in memory a
 # message costs its handling only; where they travel several of them have to fit into a window.
 AT_ONCE, AT_ONCE_SENT = 16 * 1024 * 1024, 1024 * 1024
-_CALLS = {Flag.PUSH: "push", Flag.PULL: "pull", Flag.PUSH | Flag.PULL: "pushpull"}
+CALL_NAMES = {Flag.PUSH: "push", Flag.PULL: "pull", Flag.PUSH | Flag.PULL: "pushpull"}
 _T = TypeVar("_T")
 Ended = Callable[[], None]
 
@@ -311,7 +311,7 @@ class DistStore(Saver):
     def _request(self, cmd: int, keys: Sequence[Key], at: Ordinals, pairs: Iterable[KVPairs], flags: int, priority: int,
                  take: Take | None, finish: Finish | None, ended: Ended | None = None) -> Request:  # fmt: skip
         """Send pairs as one request; the lock is held. ``at``: the keys' places in the ledger."""
-        what = f"{_CALLS[flags]} of {_shown(keys)}"
+        what = f"{CALL_NAMES[flags]} of {_shown(keys)}"
         if CALLS.running:
             pairs = list(pairs)
             take, finish = requested(self, what, pairs, take, finish)

@@ -14,7 +14,7 @@ from pslite import Request
 VERSION = 0  # of the value pulled last
 PUSHES = 1  # made by this worker: its next one is for round pushes + 1
 PUSH, PUSH_RAW, PULL, PULL_RAW = 2, 3, 4, 5  # bytes of values; raw: without compression
-_COLUMNS = 6
+_COLUMNS = 6  # the first two travel with pushes
 MAX_AHEAD = 3  # unfinished pushes per key: the round that is open and two more; a fourth push waits
 
 Ordinals = NDArray[np.intp]
@@ -50,10 +50,27 @@ class Ledger:
         with self._lock:
             self._table[column, at] = value
 
+    def step(self, at: int, more: NDArray[np.int64], version: int | None = None) -> NDArray[np.int64]:
+        """Add to all counters of one key; returns them. ``version``: what it is from now on."""
+        with self._lock:
+            counters = self._table[:, at]
+            counters += more
+            if version is not None:
+                counters[VERSION] = version
+            return counters.copy()
+
     def count(self, column: int, at: Where, more: Any) -> None:
         """Add to a counter; ``at`` has no number twice."""
         with self._lock:
             self._table[column, at] += more
+
+
+def change(of: dict[int, int]) -> NDArray[np.int64]:
+    """What ``Ledger.step`` adds, by column."""
+    found = np.zeros(_COLUMNS, np.int64)
+    for column, more in of.items():
+        found[column] = more
+    return found
 
 
 class Traffic:

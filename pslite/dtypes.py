@@ -31,6 +31,7 @@ BFLOAT16 = CODES["bfloat16"]
 # By their strings, they are the very objects that arrays have: numpy takes an equal one for another, and makes a view.
 _STORAGE = tuple(np.dtype("<u2" if n == "bfloat16" else np.dtype(n).newbyteorder("<").str) for n in NAMES)
 _BY_DTYPE = {dtype: code for code, dtype in enumerate(_STORAGE) if code != BFLOAT16}
+ITEMSIZES = {code: dtype.itemsize for code, dtype in enumerate(_STORAGE)}
 
 
 def storage(code: int) -> np.dtype[np.generic]:

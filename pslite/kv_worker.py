@@ -65,7 +65,7 @@ class KVWorker:
              finish: Callable[[list[Any]], Any] | None = None, meta: Any = None,
              keys_per_message: int | None = None, what: str = "",
              take: Callable[[KVPairs], Any] | None = None,
-             ended: Callable[[], None] | None = None) -> Request:  # fmt: skip
+             ended: Callable[[], None] | None = None, server: int | None = None) -> Request:  # fmt: skip
         """Slice pairs and send each server its part.
 
         Several ``pairs`` are one request, sent one after the other: while one is on its way the next may be made.
@@ -75,9 +75,16 @@ class KVWorker:
 
         ``meta`` is anything small that msgpack carries; servers see it as ``KVMeta.meta``. ``keys_per_message`` cuts
         longer parts into several messages: when values are lists, whose arrays a header has to describe. ``what`` is
-        how errors call the request.
+        how errors call the request. ``server``: the rank of the one that has all the keys, if the caller knows: then
+        the pairs are one message.
         """
         cmd, priority = integer("cmd", cmd), integer("priority", priority)
+        taken = None if take is None and finish is None else partial(_taken, take or KVPairs.kept)
+        if server is not None:
+            assert isinstance(pairs, KVPairs)
+            message = Message(Kind.REQUEST, op=Op.DATA, flags=flags, cmd=cmd, priority=priority)
+            one = ids.server_id(server), pack(pairs, message, meta)
+            return self.customer.request([one], taken, finish, what, ended)
 
         def messages(each: KVPairs) -> Iterator[tuple[int, Message]]:
             for rank, part in enumerate(self._slice(each)):
@@ -85,7 +92,6 @@ class KVWorker:
                     message = Message(Kind.REQUEST, op=Op.DATA, flags=flags, cmd=cmd, priority=priority)
                     yield ids.server_id(rank), pack(chunk, message, meta)
 
-        taken = None if take is None and finish is None else partial(_taken, take or KVPairs.kept)
         if isinstance(pairs, KVPairs):
             return self.customer.request(list(messages(pairs)), taken, finish, what, ended)
         return self.customer.request(self._flowing(map(messages, pairs)), taken, finish, what, ended)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import enum
 import functools
-import itertools
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -36,10 +35,11 @@ MAX_DIMENSIONS = 32
 MAX_ACKS = 2048  # numbers in the list of acknowledgements
 
 _ONLY_INTS, _ONLY_LISTS = {int}, {list}  # types are checked as sets: this runs for every message
+_TYPES = (int, str, *[int] * 5, list, *[int] * 7)  # of fields 2 to 16
 
 Frame = bytes | bytearray | memoryview
 Array = np.ndarray[Any, Any]
-Layout = tuple[np.dtype[Any], tuple[int, ...], int]  # of an array: dtype, shape, bytes
+Layout = tuple[np.dtype[Any], tuple[int, ...], int, int]  # of an array: dtype, shape, bytes, those taken of a pack
 Place = tuple[int, int, int, int]  # in the sender's memory: segment, offset, offset of its block, generation
 Lease = Callable[[], bool]  # whether an array in a peer's memory still is what the peer sent
 Find = Callable[[int, Place, int], "tuple[memoryview, Lease] | None"]  # incarnation, place, bytes: their view
@@ -147,11 +147,12 @@ def check(message: Message) -> None:
 
     Raises DTypeError, or ProtocolError that says what cannot travel.
     """
-    if message.codes is None:
-        message.codes = [dtypes.code_of(a.dtype) for a in message.arrays]
-    elif [dtypes.storage(c).itemsize for c in message.codes] != [a.dtype.itemsize for a in message.arrays]:
-        raise ProtocolError(f"the dtype codes {message.codes!r:.80} do not fit the {len(message.arrays)} arrays")
-    if len(message.arrays) > MAX_ARRAYS or max([a.ndim for a in message.arrays], default=0) >= MAX_DIMENSIONS:
+    codes, arrays = message.codes, message.arrays
+    if codes is None:
+        message.codes = [dtypes.code_of(a.dtype) for a in arrays]
+    elif list(map(dtypes.ITEMSIZES.get, codes)) != [a.itemsize for a in arrays]:
+        raise ProtocolError(f"the dtype codes {codes!r:.80} do not fit the {len(arrays)} arrays")
+    if len(arrays) > MAX_ARRAYS or (arrays and max([a.ndim for a in arrays]) >= MAX_DIMENSIONS):
         raise ProtocolError(f"a message carries at most {MAX_ARRAYS} arrays of at most {MAX_DIMENSIONS - 1} dimensions")
     numbers = (message.app, message.customer, message.cmd, message.priority)
     if {*map(type, numbers)} != _ONLY_INTS or min(numbers) < -(2**63) or max(numbers) >= 2**63:
@@ -238,13 +239,13 @@ def decode(frames: Sequence[Any], find: Find | None = None) -> Message:
         raise ProtocolError(f"the header has {len(fields)} fields, expected 19")
     message = Message(*_checked(fields))
     try:
-        layouts = _layouts(fields[18])
-        places = _places(fields[19] if len(fields) > 19 else [])
-        found = {index: _found(find, message.incarnation, place, layouts, index) for index, place in places.items()}
-        views = {index: view for index, (view, _) in found.items()}
+        layouts, places = _layouts(fields[18]), _places(fields[19] if len(fields) > 19 else [])
+        views = {}
+        for index, place in places.items():
+            views[index], lease = _found(find, message.incarnation, place, layouts, index)
+            message.leases.append(lease)
         message.arrays = _arrays(layouts, fields[20] if len(fields) > 20 else b"", frames, views)
         message.codes = [entry[0] for entry in fields[18]]
-        message.leases = [lease for _, lease in found.values()]
     except (ValueError, OverflowError) as error:  # numpy: an empty array with a dimension that no memory could hold
         raise ProtocolError(f"an array's shape is not possible: {error}") from error
     return message
@@ -259,10 +260,9 @@ def _unpack(data: Any) -> Any:
 def _checked(fields: list[Any]) -> list[Any]:
     """Fields 2 to 17 with their types checked."""
     job, acks = fields[3], fields[9]
-    numbers = [fields[2], *fields[4:9], *fields[10:17]]
-    if type(job) is not str or len(job) > MAX_JOB or {*map(type, numbers)} != _ONLY_INTS:
+    if tuple(map(type, fields[2:17])) != _TYPES or len(job) > MAX_JOB:
         raise ProtocolError("a header field has the wrong type")
-    if type(acks) is not list or len(acks) % 2 or len(acks) > MAX_ACKS or not {*map(type, acks)} <= _ONLY_INTS:
+    if len(acks) % 2 or len(acks) > MAX_ACKS or not {*map(type, acks)} <= _ONLY_INTS:
         raise ProtocolError("the list of acknowledgements is malformed")
     return fields[2:18]
 
@@ -292,23 +292,19 @@ def _arrays(
     if type(inline) is not bytes:
         raise ProtocolError("the packed arrays are malformed")
     views = [memoryview(frame).toreadonly() for frame in frames[1:]]
-    own, small = -len(shared), 0
-    for _, _, nbytes in layouts:
-        if nbytes >= PACK_BELOW:
-            own += 1
-        else:
-            small += nbytes + -nbytes % 8
+    small = sum([room for _, _, _, room in layouts])
+    own = sum([nbytes >= PACK_BELOW for _, _, nbytes, _ in layouts]) - len(shared)
     packed = small >= PACK_BELOW
     if len(views) != own + packed:
         raise ProtocolError(f"{len(views)} buffers came, {own + packed} were announced")
     pack, others = (views[0], iter(views[1:])) if packed else (inline, iter(views))
+    if small > len(pack):
+        raise ProtocolError("the packed arrays are longer than their frame")
     arrays, offset = [], 0
-    for index, (dtype, shape, nbytes) in enumerate(layouts):
+    for index, (dtype, shape, nbytes, room) in enumerate(layouts):
         if nbytes < PACK_BELOW:
-            if offset + nbytes > len(pack):
-                raise ProtocolError("the packed arrays are longer than their frame")
             arrays.append(np.ndarray(shape, dtype, pack, offset))
-            offset += nbytes + -nbytes % 8
+            offset += room
             continue
         buffer = shared[index] if index in shared else next(others)
         if len(buffer) != nbytes:
@@ -321,15 +317,16 @@ def _layouts(table: Any) -> list[Layout]:
     """The dtype, shape and bytes of each array, checked before anything of that size exists."""
     if type(table) is not list or len(table) > MAX_ARRAYS or not {*map(type, table)} <= _ONLY_LISTS:
         raise ProtocolError(f"the table of arrays is malformed or has more than {MAX_ARRAYS} entries")
-    numbers = list(itertools.chain.from_iterable(table))
-    if not {*map(type, numbers)} <= _ONLY_INTS or min(numbers, default=0) < 0:
-        raise ProtocolError("an entry of the table of arrays is malformed")
-    if table and not 0 < min(map(len, table)) <= max(map(len, table)) <= MAX_DIMENSIONS:
-        raise ProtocolError("an entry of the table of arrays is malformed")
-    return [_layout(*entry) for entry in table]
+    try:
+        return [_layout(*entry) for entry in table]
+    except TypeError as error:  # it is empty, or has something that is no number
+        raise ProtocolError("an entry of the table of arrays is malformed") from error
 
 
-@functools.lru_cache(1024)  # a job has few shapes
+@functools.lru_cache(1024, typed=True)  # a job has few shapes; typed, for True is not 1 here
 def _layout(code: int, *shape: int) -> Layout:
+    if {type(code), *map(type, shape)} != _ONLY_INTS or min(shape, default=0) < 0 or len(shape) >= MAX_DIMENSIONS:
+        raise ProtocolError("an entry of the table of arrays is malformed")
     dtype = dtypes.storage(code)
-    return dtype, shape, dtype.itemsize * math.prod(shape)
+    nbytes = dtype.itemsize * math.prod(shape)
+    return dtype, shape, nbytes, nbytes + -nbytes % 8 if nbytes < PACK_BELOW else 0
