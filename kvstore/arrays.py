@@ -151,7 +151,7 @@ def accumulate(arrays: Sequence[Array], code: int, out: Array | None = None, wid
     total = np.empty(arrays[0].shape, np.float32 if keep else storage(code)) if out is None else out
     assert total.flags.c_contiguous, "a reshaped copy would lose the sum"
     if len(arrays) == 1:
-        np.copyto(total, widen(arrays[0], code) if keep else arrays[0])
+        total[...] = widen(arrays[0], code) if keep else arrays[0]
         return total
     flat, terms = total.reshape(-1), [array.reshape(-1) for array in arrays]
     with np.errstate(over="ignore", invalid="ignore"):  # inf and NaN are results, not warnings in a server's log

@@ -22,15 +22,13 @@ from pslite.errors import PSError
 
 from .arrays import Array
 from .commands import BUNDLE, DATA, OUTCOME
-from .dist import CALL_NAMES, DistStore
 from .handle import Handle
 from .keys import Group, Key
 from .ledger import Ordinals
-from .lists import Answers, Part, is_small
+from .lists import Answers, Part
 from .records import Record
 from .requests import Filling, pairs_of, wanted
-from .single import Answer, Small
-from .tracing import CALLS
+from .single import SingleStore, Small
 
 PATIENCE = 0.25  # seconds after which the calls of a burst are told apart that end before the others
 PAGE = 256  # keys, in the order of their init: no burst has keys of two pages
@@ -98,124 +96,34 @@ class Burst:
         )
 
 
-class BurstStore(DistStore):
+class BurstStore(SingleStore):
     """A store whose calls with one small key travel together."""
 
     def __init__(self, name: str, office: Postoffice) -> None:
         self._burst: Burst | None = None  # the open one; the store's lock guards it
-        self._smalls: dict[Key, Small] = {}  # those that were in a burst
         self._sent: tuple[list[Sent], list[Sent]] = [], []  # parts of bursts: since the last look, and before; likewise
-        self._starts = [first for first, _ in office.server_key_ranges()]
         super().__init__(name, office)
 
     def push(self, key: Any, value: Any, priority: int = 0) -> Handle:
-        key, value = self._unlisted(key, value)
-        small = self._small(key, value)
-        handle = None
-        if small is not None and self._plain(priority):
-            if not self._busy:
-                handle = self._send_small(small, priority, value, None)
-            else:
+        if self._burst is not None or self._worker.customer.busy:
+            small = self._small(key, value)
+            if small is not None and self._plain(priority):
                 with self._pushing, self._lock:
-                    if not self._closing and self._ahead.has_room(small.record.at):
-                        handle = self._join(small, value, priority, push=True)
-        return super().push(key, value, priority) if handle is None else handle
+                    has_room = not self._closing and self._ahead.has_room(small.record.at)
+                    handle = self._join(small, value, priority, push=True) if has_room else None
+                if handle is not None:
+                    return handle
+        return super().push(key, value, priority)
 
     def pull(self, key: Any, out: Any = None, priority: int = 0, ignore_sparse: bool = True, wait: bool = True) -> Any:
-        if out is not None:
-            key, out = self._unlisted(key, out)
-        small = self._small(key, out)
-        handle = None
-        if small is not None and out.flags.writeable and self._plain(priority):
-            if wait or not self._busy:
-                handle = self._send_small(small, priority, None, out)
-            else:
+        if not wait and (self._burst is not None or self._worker.customer.busy):
+            small = self._small(key, out)
+            if small is not None and out.flags.writeable and self._plain(priority):
                 with self._lock:
                     handle = self._join(small, out, priority, push=False)
-        if handle is None:
-            return super().pull(key, out, priority, ignore_sparse, wait)
-        return self._waited(handle) if wait else handle
-
-    def pushpull(self, key: Any, value: Any, out: Any = None, priority: int = 0, wait: bool = True) -> Any:
-        key, value, into = self._unlisted(key, value, value if out is None else out)
-        small, handle = self._small(key, value), None
-        if small is not None and small.takes(into) and into.flags.writeable and self._plain(priority):
-            handle = self._send_small(small, priority, value, into)
-        if handle is None:
-            return super().pushpull(key, value, into, priority, wait)
-        return self._waited(handle) if wait else handle
-
-    # -- what is fit for it -------------------------------------------------------------------------------------------
-
-    def _unlisted(self, key: Any, *arrays: Any) -> tuple[Any, ...]:
-        """A list of one key, and of its arrays, without the lists; anything else as it is."""
-        if type(key) is list and len(key) == 1 and type(key[0]) is self._key_type:
-            if all(type(array) is list and len(array) == 1 for array in arrays):
-                return key[0], *(array[0] for array in arrays)
-        return key, *arrays
-
-    def _small(self, key: Any, array: Any) -> Small | None:
-        """The key, if it and its array are small and plain."""
-        kind: type = type(key)
-        if kind is not self._key_type:
-            return None
-        small = self._smalls.get(key)
-        if small is None:
-            record = self._records.get(key)
-            if record is None or not is_small(record):
-                return None
-            small = self._smalls[key] = Small(record, self._starts)
-        return small if small.takes(array) else None
-
-    def _plain(self, priority: Any) -> bool:
-        """Whether a call needs nothing but its values to be sent."""
-        compression = self._compression
-        return (
-            type(priority) is int
-            and -(2**63) <= priority < 2**63
-            and compression.codec is None
-            and not compression.feedback
-            and not CALLS.running
-            and not self._lending.busy
-        )
-
-    @property
-    def _busy(self) -> bool:
-        """Whether anything is under way, or waits in a burst."""
-        return self._burst is not None or self._worker.customer.busy
-
-    # -- calls by themselves ------------------------------------------------------------------------------------------
-
-    def _send_small(self, small: Small, priority: int, value: Array | None, out: Array | None) -> Handle | None:
-        """Send a call with one key as one message; None if the key has as many pushes as a server parks."""
-        self._raise_failed()
-        if value is None:
-            with self._lock:
-                return self._handle(self._request_small(small, Flag.PULL, priority, small.wanted(), out))
-        with self._pushing, self._lock:
-            self._check_closing()
-            if not self._ahead.has_room(small.record.at):
-                return None
-            self._tell_changes()
-            flags = Flag.PUSH if out is None else Flag.PUSH | Flag.PULL
-            request = self._request_small(small, flags, priority, small.pushed(value, self._ledger), out)
-            self._ahead.begin(small.record.at)
-            self._ahead.add(request, small.at)
-            handle = self._handle(request)
-            self._in_flight.append(handle)
-        return handle
-
-    def _request_small(self, small: Small, flags: int, priority: int, pairs: KVPairs, out: Array | None) -> Request:
-        """Send pairs of one key; the lock is held."""
-        self._send_burst()
-        take, finish = None, None
-        if out is not None:
-            answer = Answer(small, out, self._ledger)
-            take, finish = answer.take, answer.finish
-        what = f"{CALL_NAMES[flags]} of {small.key!r}"
-        return self._worker.send(pairs, flags, DATA, priority, finish, None, None, what, take, server=small.server)
-
-    # -- calls in bursts ----------------------------------------------------------------------------------------------
+                if handle is not None:
+                    return handle
+        return super().pull(key, out, priority, ignore_sparse, wait)
 
     def _join(self, small: Small, array: Array, priority: int, push: bool) -> Handle | None:
         """Put a call into the open burst, or a new one; None if it has to be looked at by itself. The lock is held."""
@@ -258,7 +166,8 @@ class BurstStore(DistStore):
 
     def _raise_failed(self) -> None:
         super()._raise_failed()
-        self._send_open()
+        if self._burst is not None:
+            self._send_open()
 
     def _wait_for(self, request: Request, *timeout: float | None) -> Any:
         if not request.done:
@@ -268,6 +177,10 @@ class BurstStore(DistStore):
     def _request(self, *args: Any) -> Request:
         self._send_burst()
         return super()._request(*args)
+
+    def _request_small(self, *args: Any) -> Request:
+        self._send_burst()
+        return super()._request_small(*args)
 
     def _tell(self, wire: Any) -> None:
         self._send_burst()

@@ -12,12 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pslite import KVPairs
+from pslite import Flag, KVPairs, Postoffice, Request
 from pslite.errors import ProtocolError
 
 from .arrays import Array
+from .commands import DATA
+from .dist import CALL_NAMES, DistStore
+from .handle import Handle
+from .keys import Key
 from .ledger import PULL, PULL_RAW, PUSH, PUSH_RAW, PUSHES, Ledger, change
+from .lists import is_small
 from .records import Record
+from .tracing import CALLS
 
 
 class Small:
@@ -65,7 +71,8 @@ class Answer:
     def take(self, answer: KVPairs) -> None:
         """Put the value where it belongs; does no harm if it is done again."""
         values = answer.vals
-        if len(values) != 1 or values[0].shape != self._small.shape or answer.versions is None or answer.kinds is not None:
+        fits = len(values) == 1 and values[0].shape == self._small.shape and answer.kinds is None
+        if not fits or answer.versions is None:
             raise ProtocolError("an answer of values that were not asked for")
         self._out[...] = values[0]
         self._version = int(answer.versions[0])
@@ -73,3 +80,103 @@ class Answer:
     def finish(self, _: object) -> None:
         """All is there."""
         self._small.pulled(self._version, self._ledger)
+
+
+class SingleStore(DistStore):
+    """A store whose calls with one small key take a short way."""
+
+    def __init__(self, name: str, office: Postoffice) -> None:
+        self._smalls: dict[Key, Small] = {}  # those that were looked for; they are never changed
+        self._starts = [first for first, _ in office.server_key_ranges()]
+        super().__init__(name, office)
+
+    def push(self, key: Any, value: Any, priority: int = 0) -> Handle:
+        if type(key) is list:
+            key, value = self._unlisted(key, value)
+        small, handle = self._small(key, value), None
+        if small is not None and self._plain(priority):
+            handle = self._send_small(small, priority, value, None)
+        return super().push(key, value, priority) if handle is None else handle
+
+    def pull(self, key: Any, out: Any = None, priority: int = 0, ignore_sparse: bool = True, wait: bool = True) -> Any:
+        if type(key) is list and out is not None:
+            key, out = self._unlisted(key, out)
+        small, handle = self._small(key, out), None
+        if small is not None and out.flags.writeable and self._plain(priority):
+            handle = self._send_small(small, priority, None, out)
+        if handle is None:
+            return super().pull(key, out, priority, ignore_sparse, wait)
+        return self._waited(handle) if wait else handle
+
+    def pushpull(self, key: Any, value: Any, out: Any = None, priority: int = 0, wait: bool = True) -> Any:
+        into = value if out is None else out
+        if type(key) is list:
+            key, value, into = self._unlisted(key, value, into)
+        small, handle = self._small(key, value), None
+        if small is not None and small.takes(into) and into.flags.writeable and self._plain(priority):
+            handle = self._send_small(small, priority, value, into)
+        if handle is None:
+            return super().pushpull(key, value, into, priority, wait)
+        return self._waited(handle) if wait else handle
+
+    def _unlisted(self, key: list[Any], *arrays: Any) -> tuple[Any, ...]:
+        """A list of one key, and those of its arrays, without the lists; other lists as they are."""
+        if len(key) != 1 or type(key[0]) is not self._key_type:
+            return key, *arrays
+        if any(type(array) is not list or len(array) != 1 for array in arrays):
+            return key, *arrays
+        return key[0], *(array[0] for array in arrays)
+
+    def _small(self, key: Any, array: Any) -> Small | None:
+        """The key, if it and its array are small and plain."""
+        kind: type = type(key)
+        if kind is not self._key_type or type(array) is not np.ndarray:
+            return None
+        small = self._smalls.get(key)
+        if small is None:
+            record = self._records.get(key)
+            if record is None or not is_small(record):
+                return None
+            small = self._smalls[key] = Small(record, self._starts)
+        fits = array.shape == small.shape and array.dtype == small.dtype
+        return small if fits else None
+
+    def _plain(self, priority: Any) -> bool:
+        """Whether a call needs nothing but its values to be sent."""
+        compression = self._compression
+        return (
+            type(priority) is int
+            and -(2**63) <= priority < 2**63
+            and compression.codec is None
+            and not compression.feedback
+            and not CALLS.running
+            and not self._lending.busy
+        )
+
+    def _send_small(self, small: Small, priority: int, value: Array | None, out: Array | None) -> Handle | None:
+        """Send a call with one key as one message; None if the key has as many pushes as a server parks."""
+        self._raise_failed()
+        if value is None:
+            with self._lock:
+                return self._handle(self._request_small(small, Flag.PULL, priority, small.wanted(), out))
+        with self._pushing, self._lock:
+            self._check_closing()
+            if not self._ahead.has_room(small.record.at):
+                return None
+            self._tell_changes()
+            flags = Flag.PUSH if out is None else Flag.PUSH | Flag.PULL
+            request = self._request_small(small, flags, priority, small.pushed(value, self._ledger), out)
+            self._ahead.begin(small.record.at)
+            self._ahead.add(request, small.at)
+            handle = self._handle(request)
+            self._in_flight.append(handle)
+        return handle
+
+    def _request_small(self, small: Small, flags: int, priority: int, pairs: KVPairs, out: Array | None) -> Request:
+        """Send pairs of one key; the lock is held."""
+        take, finish = None, None
+        if out is not None:
+            answer = Answer(small, out, self._ledger)
+            take, finish = answer.take, answer.finish
+        what = f"{CALL_NAMES[flags]} of {small.key!r}"
+        return self._worker.send(pairs, flags, DATA, priority, finish, None, None, what, take, server=small.server)

@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from . import wire
@@ -123,7 +124,7 @@ class Customer:
             if request.error is not None:
                 return  # the others would be in vain
             request.due.add(index)
-        pending = self.office.request(node, message, lambda reply: self._on_reply(request, index, message, reply))
+        pending = self.office.request(node, message, partial(self._on_reply, request, index, message))
         with self._lock:
             if pending is not None and index in request.due:
                 request.asked[index] = node, pending
@@ -151,7 +152,7 @@ class Customer:
         if then == self._finish and (request.finish is None or request.error is not None):
             self._complete(request)
         else:
-            self.office.after(lambda: then(request))
+            self.office.after(partial(then, request))
 
     def _take(self, request: Request) -> None:
         """Take in what has arrived; runs on the leading thread."""

@@ -99,7 +99,8 @@ class Outbox:
     def answered(self, now: float, reply: Message) -> Pending | None:
         """Take out the request that a reply is for; None if the reply is a duplicate."""
         seq = reply.seq
-        self.window.arrived_below(max(seq + 1, reply.floor))  # what is answered is taken in, with all before it
+        if self.window.under_way:
+            self.window.arrived_below(max(seq + 1, reply.floor))  # what is answered is taken in, with all before it
         self.unsaid += cost(reply)
         pending = self.pending.pop(seq, None)
         if pending is not None:
@@ -167,7 +168,8 @@ class Inbox:
 
     def _drop(self, seq: int) -> None:
         self.done.pop(seq, None)  # ranges of a peer may overlap
-        self.replies.arrived(seq)
+        if self.replies.under_way:
+            self.replies.arrived(seq)
 
     def release(self, room: bool = True) -> list[Send]:
         """The replies that may leave by now; without ``room`` all that wait."""
@@ -245,7 +247,7 @@ class Delivery:
         if outbox is None or outbox.link != link:
             return None, []
         pending = outbox.answered(now, reply)
-        sends = self._release(now, outbox)
+        sends = self._release(now, outbox) if len(outbox.window) else []
         if outbox.unsaid >= SAY_AFTER:
             sends.append(self._ask(outbox, Kind.ACK))
         return pending, sends
@@ -285,7 +287,7 @@ class Delivery:
             inbox.replies = Window(lambda message: self._weigh(inbox.link, message))
         inbox.link = link
         inbox.forget(message.acks, message.floor)
-        sends = inbox.release()
+        sends = inbox.release() if len(inbox.replies) else []
         if message.seq >= inbox.expected:
             ready, gap = inbox.accept(message)
             if gap:

@@ -141,7 +141,7 @@ class Window(Generic[Item]):
 
     def left(self, message: Message) -> None:
         """This message, which has its number now, leaves."""
-        if nbytes := self._weigh(message):
+        if cost(message) and (nbytes := self._weigh(message)):
             self.under_way[message.seq] = nbytes
             self.used += nbytes
 
@@ -169,14 +169,13 @@ class Arrivals(Generic[Item]):
         self._line: deque[tuple[Item, Message]] = deque()
         self._urgency: int | None = None  # of all messages in the line; None if there are only fences
         self._window: Window[Item] | None = None  # in place of the line, when they differ
-
-    def __len__(self) -> int:
-        return len(self._line) if self._window is None else len(self._window)
+        self.count = 0  # how many there are; an attribute, for it is asked for several times a message
 
     def add(self, item: Item, message: Message = _FENCE) -> None:
         """Put an item behind what must come before it; without a message that is all there is."""
         if message.op != Op.DATA or not message.arrays or message.arrays[0].size > MANY_KEYS:
             message = _FENCE
+        self.count += 1
         urgency = 2 * message.priority + (message.flags & (Flag.PUSH | Flag.PULL) == Flag.PULL)
         if self._window is None and (message is _FENCE or self._urgency in (None, urgency)):
             self._urgency = self._urgency if message is _FENCE else urgency
@@ -195,7 +194,8 @@ class Arrivals(Generic[Item]):
             item: Item | None = self._line.popleft()[0]
         else:
             item = self._window.pop(room=False)
-        if not len(self):
+        self.count -= 1
+        if not self.count:
             self._window = self._urgency = None
         assert item is not None
         return item

@@ -135,22 +135,30 @@ def checked_pairs(keys: ArrayLike, vals: Any, lens: ArrayLike | None) -> KVPairs
     return KVPairs(checked, flat, lengths)
 
 
-_COLUMNS = ((_HAS_VERSIONS, "versions"), (_HAS_LENS, "lens"), (_HAS_ROUNDS, "rounds"), (_HAS_KINDS, "kinds"))
+_U64, _I64 = dtypes.CODES["uint64"], dtypes.CODES["int64"]
+_COLUMNS = (
+    (_HAS_VERSIONS, "versions", _U64),
+    (_HAS_LENS, "lens", _I64),
+    (_HAS_ROUNDS, "rounds", _U64),
+    (_HAS_KINDS, "kinds", _U64),
+)
 
 
 def pack(pairs: KVPairs, message: Message, meta: Any) -> Message:
     """Put pairs into a message: arrays are keys, the columns that there are, in a fixed order, then the values."""
     bits = 0
     arrays: list[np.ndarray[Any, Any]] = [pairs.keys]
-    for bit, name in _COLUMNS:
+    codes = [_U64]
+    for bit, name, code in _COLUMNS:
         column = getattr(pairs, name)
         if column is not None:
             bits |= bit
             arrays.append(column)
+            codes.append(code)
     if isinstance(pairs.vals, list):
         bits |= _IS_LIST
         if pairs.codes is not None:
-            message.codes = [dtypes.code_of(a.dtype) for a in arrays] + pairs.codes
+            message.codes = codes + pairs.codes
         arrays += pairs.vals
     else:
         arrays.append(pairs.vals)
@@ -193,7 +201,7 @@ def unpack(message: Message) -> KVPairs:
     if keys.ndim != 1 or keys.dtype != _UINT64:
         raise ProtocolError("a key-value message lacks its keys")
     pairs = KVPairs(keys, [], meta=message.body[1], lent=lent)
-    for bit, name in _COLUMNS:
+    for bit, name, _ in _COLUMNS:
         if bits & bit:
             if head == len(arrays) or arrays[head].shape != keys.shape:
                 raise ProtocolError("the keys, versions and lengths of a key-value message do not fit each other")

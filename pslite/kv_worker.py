@@ -78,13 +78,13 @@ class KVWorker:
         how errors call the request. ``server``: the rank of the one that has all the keys, if the caller knows: then
         the pairs are one message.
         """
-        cmd, priority = integer("cmd", cmd), integer("priority", priority)
         taken = None if take is None and finish is None else partial(_taken, take or KVPairs.kept)
         if server is not None:
             assert isinstance(pairs, KVPairs)
             message = Message(Kind.REQUEST, op=Op.DATA, flags=flags, cmd=cmd, priority=priority)
             one = ids.server_id(server), pack(pairs, message, meta)
             return self.customer.request([one], taken, finish, what, ended)
+        cmd, priority = integer("cmd", cmd), integer("priority", priority)
 
         def messages(each: KVPairs) -> Iterator[tuple[int, Message]]:
             for rank, part in enumerate(self._slice(each)):
@@ -135,7 +135,7 @@ def _chunks(pairs: KVPairs, size: int | None) -> list[KVPairs]:
 def _taken(take: Callable[[KVPairs], Any], asked: Message, answer: Message) -> Any:
     """Let an answer be taken in; if its arrays were written to meanwhile, by others, ask for them again."""
     part = take(unpack(answer))
-    if not answer.intact():
+    if answer.leases and not answer.intact():
         raise Torn(pull_again(asked))
     return part
 

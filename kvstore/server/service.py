@@ -41,6 +41,8 @@ from .ticket import Ticket
 
 log = logging.getLogger("kvstore.server")
 
+_NOT_FOR_EACH = "the values of a key-value message are not arrays, one or more for each key"
+
 
 class Service:
     """One server process's store, served until the job is over. Runs on the postoffice's leading thread."""
@@ -156,7 +158,8 @@ class Service:
 
     def _finish(self, tickets: list[Ticket]) -> None:
         """Answer the requests that are done."""
-        tickets = [*tickets, *self.store.told_apart()]
+        if told := self.store.told_apart():
+            tickets = [*tickets, *told]
         self._profile.answered(tickets)
         for ticket in tickets:
             self._answer(ticket)
@@ -198,7 +201,9 @@ def _codec(meta: KVMeta, index: int) -> Codec | None:
 def _contents(meta: KVMeta, pairs: KVPairs) -> list[tuple[Content | Coded, int]]:
     """What is pushed for each key, with its dtype code."""
     if pairs.kinds is None and pairs.lens is None:  # as almost always
-        return [(array, code) for [array], code in zip(_arrays(pairs), pairs.codes or [], strict=True)]
+        if not isinstance(pairs.vals, list) or len(pairs.vals) != len(pairs.keys):
+            raise ProtocolError(_NOT_FOR_EACH)
+        return list(zip(pairs.vals, pairs.codes or [], strict=True))
     found: list[tuple[Content | Coded, int]] = []
     codes = iter(pairs.codes or [])
     kinds = [WHOLE] * len(pairs.keys) if pairs.kinds is None else pairs.kinds.tolist()
@@ -235,7 +240,7 @@ def _arrays(pairs: KVPairs) -> list[list[Array]]:
     """The arrays of each key; raises ProtocolError unless there is an entry for each."""
     arrays = pairs.arrays() if isinstance(pairs.vals, list) else []
     if len(arrays) != len(pairs.keys):
-        raise ProtocolError("the values of a key-value message are not arrays, one or more for each key")
+        raise ProtocolError(_NOT_FOR_EACH)
     return arrays
 
 
@@ -258,6 +263,8 @@ def _answered(keys: Any, ticket: Ticket) -> KVPairs:
     """What a pull gets."""
     answers = [answer for answer in ticket.answers if answer is not None]
     versions = np.array([answer.version for answer in answers], np.uint64)
+    if len(answers) == 1 and answers[0].kind == WHOLE:
+        return KVPairs(keys, answers[0].arrays, versions=versions, codes=answers[0].codes)
     arrays = [array for answer in answers for array in answer.arrays]
     pairs = KVPairs(keys, arrays, versions=versions, codes=[code for answer in answers for code in answer.codes])
     if any(answer.kind != WHOLE for answer in answers):

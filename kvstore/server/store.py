@@ -287,12 +287,15 @@ class Store:
         """Do everything that the key's queues allow: answer pulls at their heads, apply complete rounds."""
         done: list[Ticket] = []
         while True:
-            for queue in entry.queues.values():
+            ranks = []
+            for rank, queue in entry.queues.items():
                 while queue and queue[0].content is None:
                     done += self._finish(queue.popleft(), entry)
-            ranks = sorted(rank for rank, queue in entry.queues.items() if queue)
+                if queue:
+                    ranks.append(rank)
             if not ranks:
                 return done
+            ranks.sort()
             if not self.settings.sync:
                 for rank in ranks:
                     done += self._apply(entry, [entry.queues[rank].popleft()])

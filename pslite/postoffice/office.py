@@ -229,7 +229,6 @@ class Postoffice:
 
         ``on_reply`` runs under the lock: it may only note the result.
         """
-        self.check()
         return self._shell.request(node, message, on_reply)
 
     def answer(self, request: Message, reply: Message) -> None:

@@ -120,6 +120,8 @@ class Shell:
 
     def request(self, node: int, message: Message, on_reply: Callable[[Message | PSError], None]) -> Pending | None:
         """Send a request; ``on_reply`` runs under the lock and must not block or call user code."""
+        if self.forked:
+            raise ForkError(what="the connection to the job")
         with self.lock:
             if self._closed:
                 raise ClosedError(what="the connection to the job")
@@ -162,7 +164,7 @@ class Shell:
         """Wake the leader if it would sleep past a new timer, or past work that came from this thread."""
         if self._leader is None or self._leader == threading.get_ident():
             return
-        if self._local or self._deliveries or self._callbacks or self._next_timer() < self._poll_until:
+        if self._local or self._deliveries.count or self._callbacks or self._next_timer() < self._poll_until:
             self.van.wake()
 
     def _next_timer(self) -> float:
@@ -238,7 +240,7 @@ class Shell:
 
     def _pump(self, nested: bool) -> None:
         """Receive and decide until there is nothing more, or enough for the handlers to do."""
-        while nested or len(self._deliveries) < BATCH:
+        while nested or self._deliveries.count < BATCH:
             event = self._next_event()
             if event is None:
                 break
@@ -266,7 +268,7 @@ class Shell:
     def _run_queues(self, nested: bool) -> bool:
         """Run what is queued, without the lock. A nested leader runs callbacks only: its handler is not done."""
         ran = False
-        while self._callbacks or (self._deliveries and not nested):
+        while self._callbacks or (self._deliveries.count and not nested):
             begun = self.now()
             job = self._callbacks.popleft() if self._callbacks else self._deliveries.pop()
             self.lock.release()
@@ -277,7 +279,7 @@ class Shell:
             finally:
                 self.lock.acquire()
             ran = True
-            if self._deliveries and self.now() - begun > LONG:  # what came meanwhile may be more urgent than what waits
+            if self._deliveries.count and self.now() - begun > LONG:  # what came meanwhile may be more urgent
                 self.van.wait(0)
                 self._pump(nested)
         return ran

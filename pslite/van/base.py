@@ -24,7 +24,7 @@ class LinkDown:
     link: Link
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen would cost more than all else of it
 class Received:
     """A message came in. ``link`` is what a reply is sent to."""
 

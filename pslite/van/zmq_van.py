@@ -8,7 +8,7 @@ import functools
 import logging
 import os
 import select
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -72,8 +72,9 @@ class ZmqVan(Van):
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poll = select.poll()
         self._poll.register(self._wakeup, select.POLLIN)
+        self._offers = -1 if exchange is None else exchange.fileno()
         if exchange is not None:
-            self._poll.register(exchange.fileno(), select.POLLIN)
+            self._poll.register(self._offers, select.POLLIN)
         self._offered = False  # whether the exchange has something to receive; set by the thread in ``wait``
 
     # -- connections --------------------------------------------------------------------------------------------------
@@ -164,7 +165,7 @@ class ZmqVan(Van):
     # -- messages -----------------------------------------------------------------------------------------------------
 
     def send(self, link: Link, message: Message) -> bool:
-        frames = encode(message, self._place(link, message))
+        frames = encode(message, None if self._exchange is None else partial(self._place, link, message.flags))
         sock = self._router if isinstance(link, bytes) else self._dealers.get(link)
         if sock is None:
             return False
@@ -182,11 +183,11 @@ class ZmqVan(Van):
             self._look(sock)
         return True
 
-    def _place(self, link: Link, message: Message) -> Callable[[Array], Place | None] | None:
-        """What finds arrays in our memory for this peer, if it may read them there."""
-        if self._exchange is None or message.flags & Flag.BY_VALUE or not self._exchange.shares(link):
+    def _place(self, link: Link, flags: int, array: Array) -> Place | None:
+        """Where a peer finds an array of a message in our memory, if it may read it there."""
+        if self._exchange is None or flags & Flag.BY_VALUE or not self._exchange.shares(link):
             return None
-        return partial(self._exchange.place, link)
+        return self._exchange.place(link, array)
 
     def _look(self, sock: zmq.Socket[bytes]) -> None:
         """Whatever a socket does may swallow the signal of its descriptor: see whether it has a message."""
@@ -197,7 +198,9 @@ class ZmqVan(Van):
     def receive(self) -> VanEvent | None:
         if self._polled:
             polled, self._polled = self._polled, []
-            self._signalled.update((self._sockets[fd], None) for fd, _ in polled if fd in self._sockets)
+            for fd, _ in polled:
+                if (sock := self._sockets.get(fd)) is not None:
+                    self._signalled[sock] = None
         while self._signalled:
             sock = next(iter(self._signalled))
             event = self._read(sock)
@@ -261,7 +264,7 @@ class ZmqVan(Van):
         self._polled = self._poll.poll(None if timeout is None else max(timeout, 0) * 1000)
         if (self._wakeup, select.POLLIN) in self._polled:
             os.eventfd_read(self._wakeup)
-        if self._exchange is not None and (self._exchange.fileno(), select.POLLIN) in self._polled:
+        if (self._offers, select.POLLIN) in self._polled:
             self._offered = True
 
     def wake(self) -> None:

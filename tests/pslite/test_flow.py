@@ -549,7 +549,7 @@ def test_arrivals_of_one_priority_are_a_line() -> None:
     for number in range(5):
         arrivals.add(number, message("", [number]))
     arrivals.add(5)
-    assert [arrivals.pop() for _ in range(len(arrivals))] == [0, 1, 2, 3, 4, 5]
+    assert [arrivals.pop() for _ in range(arrivals.count)] == [0, 1, 2, 3, 4, 5]
 
 
 def test_the_more_urgent_overtakes_among_arrivals_but_nothing_about_its_keys_and_no_fence() -> None:
@@ -560,7 +560,7 @@ def test_the_more_urgent_overtakes_among_arrivals_but_nothing_about_its_keys_and
     arrivals.add("d", message("", [2], 9))
     arrivals.add("fence")
     arrivals.add("e", message("", [4], 99))
-    assert [arrivals.pop() for _ in range(len(arrivals))] == ["b", "d", "c", "a", "fence", "e"]
+    assert [arrivals.pop() for _ in range(arrivals.count)] == ["b", "d", "c", "a", "fence", "e"]
     arrivals.add("f", message("", [1], -3))
     assert arrivals.pop() == "f"
-    assert len(arrivals) == 0
+    assert arrivals.count == 0
