@@ -53,11 +53,12 @@ class Ledger:
     def step(self, at: int, more: NDArray[np.int64], version: int | None = None) -> NDArray[np.int64]:
         """Add to all counters of one key; returns them. ``version``: what it is from now on."""
         with self._lock:
-            counters = self._table[:, at]
+            counters: NDArray[np.int64] = self._table[:, at]
             counters += more
             if version is not None:
                 counters[VERSION] = version
-            return counters.copy()
+            found: NDArray[np.int64] = counters.copy()
+        return found
 
     def count(self, column: int, at: Where, more: Any) -> None:
         """Add to a counter; ``at`` has no number twice."""
