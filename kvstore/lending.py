@@ -46,11 +46,6 @@ class Lending:
             self._made[id(array)] = array
         return array
 
-    @property
-    def busy(self) -> bool:
-        """Whether anything is lent."""
-        return bool(self._loans)
-
     def made(self, array: Array) -> bool:
         """Whether this very array, not a view of it, came from ``empty``."""
         return self._made.get(id(array)) is array

@@ -150,12 +150,14 @@ class SingleStore(DistStore):
             and compression.codec is None
             and not compression.feedback
             and not CALLS.running
-            and not self._lending.busy
         )
 
     def _send_small(self, small: Small, priority: int, value: Array | None, out: Array | None) -> Handle | None:
-        """Send a call with one key as one message; None if the key has as many pushes as a server parks."""
+        """Send a call with one key as one message; None if it has as many pushes as a server parks, or a pull of it
+        gives back what is lent."""
         self._raise_failed()
+        if out is not None and self._lending.of([small.key]):
+            return None
         if value is None:
             with self._lock:
                 return self._handle(self._request_small(small, Flag.PULL, priority, small.wanted(), out))

@@ -155,8 +155,6 @@ class Value:
     def _received(self, contents: Sequence[Received], wide: bool) -> Sum | RowSum:
         """What all have pushed together: rows if all are rows."""
         rows = [content for content in contents if isinstance(content, Rows)]
-        if not rows:
-            return Sum(contents, self.spec.code, wide)
         if len(rows) == len(contents):
             return RowSum(rows, self.spec.code, wide)
         terms = [dense(content, self.spec.shape) if isinstance(content, Rows) else content for content in contents]
