@@ -51,8 +51,8 @@ from .transfer import batches
 log = logging.getLogger("kvstore")
 
 # Bytes in a message to each server, which works on them while the next are made. Where arrays are read in memory a
-# message costs its handling only; where they travel several of them have to fit into a window.
-AT_ONCE, AT_ONCE_SENT = 16 * 1024 * 1024, 1024 * 1024
+# message costs its handling only; where they travel one is to be summed while the next is under way.
+AT_ONCE, AT_ONCE_SENT = 16 * 1024 * 1024, 4 * 1024 * 1024
 CALL_NAMES = {Flag.PUSH: "push", Flag.PULL: "pull", Flag.PUSH | Flag.PULL: "pushpull"}
 _T = TypeVar("_T")
 Ended = Callable[[], None]

@@ -1,12 +1,14 @@
 """Flow: which message leaves next while there is no room for all of them.
 
 A window bounds the bytes that are under way to a peer. What finds no room waits, and leaves by priority, larger first
-(P3: Jayarajan et al., MLSys'19); of equal priorities the earlier call goes first. Three rules bound the reordering:
+(P3: Jayarajan et al., MLSys'19); of equal priorities the earlier call goes first. These rules bound the reordering:
 
 - Messages about one key keep their order: one that waits has at least the priority of what comes after it, and so on
   down to the first (priority inheritance: Sha, Rajkumar, Lehoczky, IEEE ToC 1990).
 - A message that is about no keys is a fence: it leaves after all that came before it, and before all that come later.
 - A small message needs no room, but waits for its turn like the others.
+- A pull takes its turn right behind the push of its keys: it costs nothing, its answer travels the other way while the
+  rest is on its way, and the server answers what it has just summed.
 
 No I/O here, and no time: what may leave depends on the order of calls only.
 """
@@ -21,7 +23,7 @@ from typing import Generic, TypeVar
 
 from .wire import Flag, Kind, Message, Op
 
-WINDOW = 4 * 1024 * 1024  # bytes under way from which on nothing follows: 3 ms at 10 Gbit/s, or one larger message
+WINDOW = 4 * 1024 * 1024  # bytes under way from which on nothing follows: 3 ms at 10 Gbit/s, or two larger messages
 SAY_AFTER = WINDOW // 2  # bytes that came in, after which the receiver says so; less would stop a sender that waits
 MANY_KEYS = 256  # in a message, from which on it costs more than it gains to see what may overtake it
 SMALL = 16 * 1024  # bytes below which a message costs its handling, not its size
@@ -48,6 +50,7 @@ class Waiting(Generic[Item]):
     keys: Iterable[int]
     epoch: int  # how many fences came before
     priority: int  # its own, or the largest of those that must stay behind it
+    turn: int  # among those of its priority: the order of itself, or of whom it has the priority from, or goes behind
     order: int
     ahead: list[Waiting[Item]]  # those that it must stay behind
 
@@ -63,7 +66,7 @@ class Window(Generic[Item]):
         self.under_way: dict[int, int] = {}  # bytes by sequence number; of small messages nothing is noted
         self.used = 0  # their sum
         self._waiting: dict[int, Waiting[Item]] = {}  # by order of calls
-        # Epoch, -priority, the order of whom it has that priority from, its own; outdated entries too.
+        # Epoch, -priority, turn, order; outdated entries too.
         self._heap: list[tuple[int, int, int, int, Waiting[Item]]] = []
         self._last: dict[int, Waiting[Item]] = {}  # by key: the last one of this epoch that is about it
         self._calls = 0
@@ -71,7 +74,11 @@ class Window(Generic[Item]):
 
     def admits(self, message: Message) -> bool:
         """Whether a new message may leave at once: nothing waits, and there is room."""
-        return not self._waiting and (self.used < WINDOW or not self._weigh(message))
+        return not self._waiting and (self._has_room() or not self._weigh(message))
+
+    def _has_room(self) -> bool:
+        """Two may always be under way: else a link would run dry after each message as large as the window."""
+        return self.used < WINDOW or len(self.under_way) < 2
 
     def wait(self, message: Message, item: Item, priority: int | None = None) -> None:
         """Put a message behind those that wait; ``pop`` gives back ``item``. ``priority``: in place of its own."""
@@ -81,9 +88,13 @@ class Window(Generic[Item]):
         ahead = list({id(w): w for key in keys or () if (w := self._last.get(key)) is not None}.values())
         priority, order = message.priority if priority is None else priority, self._calls
         self._calls += 1
-        new = Waiting(item, self._weigh(message), keys or (), self._epoch, priority, order, ahead)
+        turn = order
+        # Behind what is less urgent it stays in line with all that inherit its priority.
+        if keys is not None and _only_pulls(message) and all(w.priority >= priority for w in ahead):
+            turn = max((w.turn for w in ahead), default=-1)
+        new = Waiting(item, self._weigh(message), keys or (), self._epoch, priority, turn, order, ahead)
         self._waiting[order] = new
-        heapq.heappush(self._heap, (new.epoch, -priority, order, order, new))
+        heapq.heappush(self._heap, (new.epoch, -priority, turn, order, new))
         if keys is None:
             self._begin_epoch()
         self._last.update((key, new) for key in new.keys)
@@ -99,7 +110,7 @@ class Window(Generic[Item]):
         while raised:
             waiting = raised.pop()
             if waiting.item is not None and waiting.priority < priority:
-                waiting.priority = priority
+                waiting.priority, waiting.turn = priority, order
                 heapq.heappush(self._heap, (waiting.epoch, -priority, order, waiting.order, waiting))
                 raised += waiting.ahead
 
@@ -107,7 +118,7 @@ class Window(Generic[Item]):
         """The next one to leave, or None; without ``room`` it need not fit."""
         while self._heap:
             first = self._heap[0][-1]
-            if room and first.item is not None and first.cost and self.used >= WINDOW:
+            if room and first.item is not None and first.cost and not self._has_room():
                 return None
             heapq.heappop(self._heap)
             if first.item is not None:  # else it has left with its higher, inherited priority
@@ -176,7 +187,7 @@ class Arrivals(Generic[Item]):
         if message.op != Op.DATA or not message.arrays or message.arrays[0].size > MANY_KEYS:
             message = _FENCE
         self.count += 1
-        urgency = 2 * message.priority + (message.flags & (Flag.PUSH | Flag.PULL) == Flag.PULL)
+        urgency = 2 * message.priority + _only_pulls(message)
         if self._window is None and (message is _FENCE or self._urgency in (None, urgency)):
             self._urgency = self._urgency if message is _FENCE else urgency
             self._line.append((item, message))
@@ -199,6 +210,10 @@ class Arrivals(Generic[Item]):
             self._window = self._urgency = None
         assert item is not None
         return item
+
+
+def _only_pulls(message: Message) -> bool:
+    return message.flags & (Flag.PUSH | Flag.PULL) == Flag.PULL
 
 
 def _keys(message: Message) -> list[int] | None:
