@@ -220,7 +220,7 @@ class BurstStore(SingleStore):
             plan = self._plans.of(keys, self._records, self._key_type)
             for part in [] if plan is None else plan.parts:
                 self._send_part(calls, part, keys, priority)
-            for place in range(len(keys)) if plan is None else plan.rest:
+            for place in range(len(keys)) if plan is None else plan.apart:
                 calls.requests[place] = self._send_one(calls, self._records[keys[place]], calls.arrays[place], priority)
         except PSError as error:  # whose handles tell it; what is being called now will meet it too
             failed.error = error

@@ -32,6 +32,7 @@ from .keys import Group, Key, group
 from .ledger import Ahead, Ledger, Ordinals
 from .lending import Lending, lendable
 from .lists import Answers, KeyList, Plans
+from .loads import Arriving, Loads
 from .optimizer.base import Optimizer
 from .records import Planner, Record
 from .requests import Filling, Item, coded, pairs_in_turn, pairs_of, pushed, rows_into, rows_of, wanted
@@ -69,11 +70,12 @@ class DistStore(Saver):
         self._ledger = Ledger()
         self._planner = Planner(office.server_key_ranges(), office.config.bigarray_bound, self._ledger)
         self._ahead = Ahead()
-        self._plans = Plans(office.server_key_ranges())
         self._compression = Compression()
         self._lending = Lending()
-        shared = {office.transport(node) for node in office.node_ids(SERVER_GROUP)} == {"shm"}
-        self._at_once = (AT_ONCE if shared else AT_ONCE_SENT) * office.num_servers
+        transports = {office.transport(node) for node in office.node_ids(SERVER_GROUP)}
+        at_once = AT_ONCE if transports == {"shm"} else AT_ONCE_SENT
+        self._at_once = at_once * office.num_servers
+        self._plans = Plans(office.server_key_ranges(), at_once if transports <= {"shm", "in process"} else 0)
         self._rule: Rule | None = None  # as set by this worker
         self._told: Any = None  # the optimizer's hyper-parameters, as the servers know them from this worker
         self._changes = 0  # of hyper-parameters, told so far
@@ -213,15 +215,24 @@ class DistStore(Saver):
             contents = [checked(g, record.spec) for g, record in zip(groups, records, strict=True)]
             items, lent = self._merged(records, contents, outs)
             take, finish = (None, None) if filling is None else self._steps(filling(), [g.key for g in outs])
-            loans = self._lending.lend(lent)
-            ended = partial(self._lending.give_back, loans) if loans else None
-            try:
-                handle = self._send([g.key for g in groups], items, flags, priority, take, finish, ended)
-            except BaseException:
-                self._lending.give_back(loans)
-                raise
-            self._lending.reclaim(outs)
+            keys = [g.key for g in groups]
+            handle = self._lent_while(
+                lambda ended: self._send(keys, items, flags, priority, take, finish, ended), lent, outs
+            )
             self._in_flight.append(handle)
+        return handle
+
+    def _lent_while(
+        self, send: Callable[[Ended | None], Handle], lent: Sequence[tuple[Array, Key]], outs: Sequence[Group]
+    ) -> Handle:
+        """Lend arrays until what ``send`` sends is done; ``outs`` may be written to, for it fills them."""
+        loans = self._lending.lend(lent)
+        try:
+            handle = send(partial(self._lending.give_back, loans) if loans else None)
+        except BaseException:
+            self._lending.give_back(loans)
+            raise
+        self._lending.reclaim(outs)
         return handle
 
     def _pull(self, records: dict[Key, Record], filling: Filling, priority: int) -> Handle:
@@ -229,7 +240,7 @@ class DistStore(Saver):
         items = [item for record in records.values() for item in wanted(record)]
         return self._send(list(records), items, Flag.PULL, priority, *self._steps(filling, list(records)))
 
-    def _steps(self, filling: Filling, keys: list[Key]) -> tuple[Take, Finish]:
+    def _steps(self, filling: Filling | Arriving, keys: list[Key]) -> tuple[Take, Finish]:
         """What takes in the answer of a pull, and in the end gives back what is lent for its keys by now."""
         loans = self._lending.of(keys)
         if not loans:
@@ -341,36 +352,67 @@ class DistStore(Saver):
             return None
         if (values is not None and not plan.takes(values)) or (outs is not None and not plan.takes(outs, out=True)):
             return None
-        return plan
+        return plan if plan.parts or plan.loads_for(values, outs) is not None else None
 
     def _push_list(self, plan: KeyList, values: Any, priority: int, flags: int, outs: Any = None) -> Handle:
         check_priority(priority)
         self._raise_failed()
         self._wait_for_room(plan.at)
+        loads = plan.loads_for(values, outs)
         others = []
-        if plan.rest:  # first, for they may be wrong
-            keys, own = plan.of_rest(plan.keys), plan.of_rest(values)
+        if places := plan.apart_from(loads):  # first, for they may be wrong
+            keys, own = [plan.keys[place] for place in places], [values[place] for place in places]
             others = [self.push(keys, own, priority)] if outs is None else [
-                self.pushpull(keys, own, plan.of_rest(outs), priority, wait=False)
+                self.pushpull(keys, own, [outs[place] for place in places], priority, wait=False)
             ]  # fmt: skip
+        handles = [*others]
         with self._pushing, self._lock:
             self._check_closing()
             self._tell_changes()
-            answers = None if outs is None else Answers(plan.parts, outs, self._ledger)
-            pairs = (part.pushed(values, self._ledger) for part in plan.parts)
-            handle = self._request_list(plan, pairs, priority, flags, answers)
-            whole = together([*others, handle])
+            if loads is not None:
+                handles.append(self._push_loads(loads, values, priority, flags, outs))
+            if plan.parts:
+                answers = None if outs is None else Answers(plan.parts, outs, self._ledger)
+                pairs = (part.pushed(values, self._ledger) for part in plan.parts)
+                handles.append(self._request_list(plan, pairs, priority, flags, answers))
+            whole = together(handles)
             self._in_flight = deque(h for h in self._in_flight if h not in others) if others else self._in_flight
             self._in_flight.append(whole)  # one call, whose failure is raised once
         return whole
 
+    def _push_loads(self, loads: Loads, values: Any, priority: int, flags: int, outs: Any) -> Handle:
+        """Push keys that travel as arrays of their own, and pull them into ``outs``; the lock is held."""
+        targets = [] if outs is None else [Group(k, [out]) for k, out in zip(loads.keys, loads.of(outs), strict=True)]
+        lent = lendable(self._lending, loads.records, [[array] for array in loads.of(values)], targets)
+        pairs = loads.pushed(values, {key for _, key in lent}, self._office.memory, self._ledger)
+        filling = None if outs is None else Arriving(loads, outs, self._ledger)
+        take, finish = (None, None) if filling is None else self._steps(filling, loads.keys)
+        return self._lent_while(
+            lambda ended: self._handle(
+                self._request(DATA, loads.keys, loads.at, pairs, flags, priority, take, finish, ended)
+            ),
+            lent,
+            targets,
+        )
+
     def _pull_list(self, plan: KeyList, outs: Any, priority: int) -> Handle:
-        others = [self.pull(plan.of_rest(plan.keys), plan.of_rest(outs), priority, wait=False)] if plan.rest else []
-        own = plan.fresh() if outs is None else outs
-        answers = Answers(plan.parts, own, self._ledger, own if outs is None else None)
+        loads = plan.loads_for(None, outs)
+        handles = []
+        if places := plan.apart_from(loads):
+            keys, own = [plan.keys[place] for place in places], [outs[place] for place in places]
+            handles.append(self.pull(keys, own, priority, wait=False))
+        filled = plan.fresh() if outs is None else outs
+        result = filled if outs is None else None
         with self._lock:
-            handle = self._request_list(plan, (part.wanted() for part in plan.parts), priority, Flag.PULL, answers)
-        return together([*others, handle])
+            if loads is not None:
+                steps = self._steps(Arriving(loads, filled, self._ledger, result), loads.keys)
+                request = self._request(DATA, loads.keys, loads.at, loads.wanted(), Flag.PULL, priority, *steps)
+                handles.append(self._handle(request))
+            if plan.parts:
+                answers = Answers(plan.parts, filled, self._ledger, result)
+                pairs = (part.wanted() for part in plan.parts)
+                handles.append(self._request_list(plan, pairs, priority, Flag.PULL, answers))
+        return together(handles)
 
     def _request_list(
         self, plan: KeyList, pairs: Iterable[KVPairs], priority: int, flags: int, answers: Answers | None

@@ -1,8 +1,8 @@
 """Calls with lists of keys: small arrays travel behind each other as one, and no step is made for each of them twice.
 
-What a list of keys comes to is found once: which of its keys travel together (``Part``), and which by themselves. The
-arrays of each call must be plain and exactly as at init; any others are left to the general path, which says what is
-wrong with them.
+What a list of keys comes to is found once: which of its keys travel together (``Part``), which as arrays of their own
+(``Loads``), and which are to be looked at in each call. The arrays of a call must be plain and exactly as at init; any
+others are left to the general path, which says what is wrong with them.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pslite.memory import PACK_BELOW
 from .arrays import Array
 from .keys import Key
 from .ledger import PULL, PULL_RAW, PUSH, PUSH_RAW, PUSHES, VERSION, Ledger
+from .loads import Loads
 from .records import Record
 
 FEWEST = 8  # keys that are worth a part of their own; more than one
@@ -102,7 +103,7 @@ class Part:
 class KeyList:
     """What a list of keys comes to. Nothing of it changes."""
 
-    def __init__(self, records: Sequence[Record], starts: Sequence[int]) -> None:
+    def __init__(self, records: Sequence[Record], starts: Sequence[int], at_once: int) -> None:
         groups: dict[tuple[int, int], list[int]] = {}
         for place, record in enumerate(records):
             if is_small(record):
@@ -114,12 +115,16 @@ class KeyList:
             self.parts += [Part(cut, [records[place] for place in cut]) for cut in _cuts(group, records)]
         self.at = np.array([record.at for record in records], np.intp)
         self.keys = [record.key for record in records]
+        self._layouts = [(record.spec.shape, record.dtype) for record in records]
         self.bundled = (  # the keys that travel together, and their places in the ledger
             [records[place].key for part in self.parts for place in part.places],
             np.concatenate([part.at for part in self.parts]) if self.parts else self.at[:0],
         )
         together = {place for part in self.parts for place in part.places}
-        self.rest = [place for place in range(len(records)) if place not in together]
+        self.apart = [place for place in range(len(records)) if place not in together]
+        own = [place for place in self.apart if at_once and is_plain(records[place])]
+        self.loads = Loads(own, records, starts, at_once) if own else None
+        self.rest = sorted({*self.apart}.difference(own))  # to be looked at in each call, as ``apart`` without loads
         self._in_order = len(self.parts) == 1 and self.parts[0].places == list(range(len(records)))
 
     def takes(self, arrays: Any, out: bool = False) -> bool:
@@ -130,17 +135,20 @@ class KeyList:
             return False  # the last of the keys that share an array is to be in it
         return all(part.takes(arrays, out) for part in self.parts)
 
-    def of_rest(self, items: Sequence[Any]) -> list[Any]:
-        """The keys that travel by themselves, or their arrays."""
-        return [items[place] for place in self.rest]
+    def loads_for(self, values: Any, outs: Any) -> Loads | None:
+        """The loads, if a call's arrays fit them; either may be None."""
+        loads = self.loads
+        if loads is None or (values is not None and not loads.takes(values)):
+            return None
+        return loads if outs is None or loads.takes(outs, out=True) else None
+
+    def apart_from(self, loads: Loads | None) -> list[int]:
+        """The places of the keys that are in no part, and not in these loads."""
+        return self.apart if loads is None else self.rest
 
     def fresh(self) -> list[Array]:
         """New arrays, for a pull without outs."""
-        outs: list[Array] = [np.empty(0)] * len(self.keys)
-        for part in self.parts:
-            for place, shape in zip(part.places, part.shapes, strict=True):
-                outs[place] = np.empty(shape, part.dtype)
-        return outs
+        return [np.empty(shape, dtype) for shape, dtype in self._layouts]
 
 
 class Answers:
@@ -172,13 +180,15 @@ class Answers:
 class Plans:
     """The plans of the lists that were used last. Thread-safe: what is lost is made again."""
 
-    def __init__(self, ranges: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, ranges: Sequence[tuple[int, int]], at_once: int) -> None:
+        """``at_once``: bytes of large values in a message to a server; 0 if they are cut otherwise."""
         self._starts = [first for first, _ in ranges]
+        self._at_once = at_once
         self._plans: dict[tuple[Key, ...], KeyList | None] = {}  # replaced when they are too long
         self._keys = 0  # of all of them
 
     def of(self, keys: Sequence[Key], records: Mapping[Key, Record], kind: type | None) -> KeyList | None:
-        """The plan of a list of keys, of which some travel together; all must be of type ``kind``."""
+        """The plan of a list of keys; all must be of type ``kind``."""
         if len(keys) < FEWEST or set(map(type, keys)) != {kind}:
             return None
         name, plans = tuple(keys), self._plans
@@ -187,8 +197,8 @@ class Plans:
         mine = [records[key] for key in name if key in records]
         if len(mine) < len(name) or len(set(name)) < len(name):
             return None
-        plan = KeyList(mine, self._starts)
-        found = plan if plan.parts else None
+        plan = KeyList(mine, self._starts, self._at_once)
+        found = plan if plan.parts or plan.loads is not None else None
         self._keys += len(name)
         if self._keys <= KEPT:
             plans[name] = found
@@ -197,9 +207,13 @@ class Plans:
         return found
 
 
+def is_plain(record: Record) -> bool:
+    """Whether numpy's own arrays have its values, or rows of them."""
+    return not record.flat and not record.spec.sparse and record.spec.code != BFLOAT16
+
+
 def is_small(record: Record) -> bool:
-    spec = record.spec
-    return record.whole and not record.flat and not spec.sparse and spec.code != BFLOAT16 and spec.nbytes < PACK_BELOW
+    return record.whole and is_plain(record) and record.spec.nbytes < PACK_BELOW
 
 
 def _cuts(places: list[int], records: Sequence[Record]) -> Iterator[list[int]]:
