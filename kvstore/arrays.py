@@ -154,9 +154,10 @@ def accumulate(arrays: Sequence[Array], code: int, out: Array | None = None, wid
         total[...] = widen(arrays[0], code) if keep else arrays[0]
         return total
     flat, terms = total.reshape(-1), [array.reshape(-1) for array in arrays]
+    at_once = BLOCK if len(arrays) > 2 or code in LOW_PRECISION else max(flat.size, 1)  # two are passed over once
     with np.errstate(over="ignore", invalid="ignore"):  # inf and NaN are results, not warnings in a server's log
-        for low in range(0, flat.size, BLOCK):
-            block = slice(low, low + BLOCK)
+        for low in range(0, flat.size, at_once):
+            block = slice(low, low + at_once)
             part = flat[block] if keep else widen(flat[block], code)
             if code in LOW_PRECISION:
                 add_up((widen(term[block], code) for term in terms), code, part)

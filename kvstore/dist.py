@@ -75,7 +75,7 @@ class DistStore(Saver):
         transports = {office.transport(node) for node in office.node_ids(SERVER_GROUP)}
         at_once = AT_ONCE if transports == {"shm"} else AT_ONCE_SENT
         self._at_once = at_once * office.num_servers
-        self._plans = Plans(office.server_key_ranges(), at_once if transports <= {"shm", "in process"} else 0)
+        self._plans = Plans(office.server_key_ranges(), 0 if transports & {"tcp", "ipc"} else at_once)
         self._rule: Rule | None = None  # as set by this worker
         self._told: Any = None  # the optimizer's hyper-parameters, as the servers know them from this worker
         self._changes = 0  # of hyper-parameters, told so far

@@ -62,9 +62,9 @@ class Load:
 
 
 def _copied(array: Array, memory: Memory) -> Array:
-    if array.nbytes < PACK_BELOW:
-        return array.copy(order="C")
-    own = memory.empty(array.shape, array.dtype)
+    own: Array = np.empty(array.shape, array.dtype) if array.nbytes < PACK_BELOW else memory.empty(
+        array.shape, array.dtype
+    )  # fmt: skip
     np.copyto(own, array)
     return own
 

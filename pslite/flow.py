@@ -85,7 +85,7 @@ class Window(Generic[Item]):
         keys = _keys(message)
         if keys is None:
             self._begin_epoch()
-        ahead = list({id(w): w for key in keys or () if (w := self._last.get(key)) is not None}.values())
+        ahead = [waiting for waiting in {*map(self._last.get, keys or ())} if waiting is not None]
         priority, order = message.priority if priority is None else priority, self._calls
         self._calls += 1
         turn = order
@@ -97,7 +97,7 @@ class Window(Generic[Item]):
         heapq.heappush(self._heap, (new.epoch, -priority, turn, order, new))
         if keys is None:
             self._begin_epoch()
-        self._last.update((key, new) for key in new.keys)
+        self._last.update(dict.fromkeys(new.keys, new))
         self._raise(ahead, priority, order)
 
     def _begin_epoch(self) -> None:

@@ -135,8 +135,12 @@ class Store:
         self._note(ticket)
         for i, (entry, (own, index)) in enumerate(zip(entries, ticket.per_key(len(keys)), strict=True)):
             content, ids = contents[i] if contents else None, wanted[i] if wanted else None
-            entry.add(rank, Contribution(own, index, content, ids, rule))
+            contribution = Contribution(own, index, content, ids, rule)
             self.parked += 1
+            if content is None and not entry.queues.get(rank):  # a pull that nothing is before
+                done += self._finish(contribution, entry)
+                continue
+            entry.add(rank, contribution)
             done += self._advance(entry)
         return done
 

@@ -182,16 +182,21 @@ class Channel:
             return None
         return found.memory[offset : offset + nbytes]
 
+    def has_block(self, incarnation: int, segment: int, header: int) -> bool:
+        """Whether a block's header may be there. The arguments may be anything that a message brought."""
+        if type(header) is not int or header < 0 or header % ALIGNMENT:
+            return False
+        found = self._find(incarnation, segment)
+        return found is not None and header < len(found.memory)
+
     def generation(self, incarnation: int, segment: int, header: int) -> int | None:
         """The generation of the block with this header; None if there can be none.
 
         If it is, after copying, what the owner said when it had written the data, the copy is what the owner wrote.
         That it did not change meanwhile says nothing: the owner may have been writing all the time.
         """
-        if type(header) is not int or header < 0 or header % ALIGNMENT:
-            return None
-        found = self._find(incarnation, segment)
-        if found is None or header >= len(found.memory):
+        found = self._find(incarnation, segment) if self.has_block(incarnation, segment, header) else None
+        if found is None:
             return None
         # Leaving a lock and entering it again are a fence: what was copied before was read before this word, and what
         # is copied after it is read after it.

@@ -83,7 +83,7 @@ class Exchange:
         """The bytes of a peer's array, and whether they still are those of this place; None if there is none such."""
         segment, offset, header, generation = place
         view = self._channel.view(incarnation, segment, offset, nbytes)
-        if view is None or self._channel.generation(incarnation, segment, header) is None:
+        if view is None or not self._channel.has_block(incarnation, segment, header):
             return None
         return view, lambda: self._channel.generation(incarnation, segment, header) == generation
 
