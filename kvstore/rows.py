@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,11 @@ import numpy.typing as npt
 
 from pslite.dtypes import BFLOAT16, CODES, storage
 from pslite.errors import DTypeError, RowIndexError, ShapeError
+from pslite.memory import PLAIN, Memory
 
 from .arrays import BLOCK, Array, Tensor, accumulate, narrow, read, widen
 from .pages import lazy_zeros
-from .sums import Deferred
+from .sums import Deferred, Sum
 
 __all__ = [
     "Content",
@@ -39,7 +41,7 @@ __all__ = [
 
 Ids = npt.NDArray[np.int64]
 
-_BLOCK = 4 * BLOCK  # elements: of rows all over a table a larger block is better, for it takes fewer calls
+_BLOCK = 4 * BLOCK
 
 
 @dataclass(slots=True, eq=False)
@@ -165,16 +167,62 @@ class RowSum:
         """All of it."""
         return merge(self.parts, self.code, self.wide)
 
-    def blocks(self) -> Iterator[Rows]:
-        """All of it in blocks of a few rows, in the order of ids."""
-        ids = self.parts[0].ids if len(self.parts) == 1 else union([part.ids for part in self.parts])
-        step = max(1, _BLOCK // max(1, math.prod(self.parts[0].data.shape[1:])))
-        ends = [[*np.searchsorted(part.ids, ids[step::step]).tolist(), len(part.ids)] for part in self.parts]
-        lows = [0] * len(self.parts)
-        for highs in zip(*ends, strict=True):
-            pieces = zip(self.parts, lows, highs, strict=True)
-            yield merge([Rows(part.ids[a:b], part.data[a:b]) for part, a, b in pieces], self.code, self.wide)
-            lows = list(highs)
+    def blocks(self) -> Iterator[tuple[Ids, Sum]]:
+        """All of it in blocks of a few rows, with their ids, which ascend; no row is in two of them."""
+        first, *others = self.parts
+        step = max(1, _BLOCK // max(1, math.prod(first.data.shape[1:])))
+        if all(np.array_equal(part.ids, first.ids) for part in others):
+            for low in range(0, len(first.ids), step):
+                block = slice(low, low + step)
+                yield first.ids[block], Sum([part.data[block] for part in self.parts], self.code, self.wide)
+            return
+        for part, (own, met) in zip(self.parts, _shares([part.ids for part in self.parts]), strict=True):
+            for low in range(0, len(own), step):
+                at = own[low : low + step]
+                yield part.ids[at], self._sum(part, at, met)
+
+    def _sum(self, part: Rows, at: Ids, met: Sequence[tuple[int, Ids, Ids]]) -> Sum:
+        """Of the rows of this part at ``at``, with what later parts have of them."""
+        total = widen(gather(part.data, at), self.code)
+        add = np.logical_or if self.code == CODES["bool"] else np.add
+        with np.errstate(over="ignore", invalid="ignore"):
+            for later, here, there in met:
+                low, high = np.searchsorted(here, (at[0], at[-1] + 1))
+                to = np.searchsorted(at, here[low:high])
+                theirs = widen(gather(self.parts[later].data, there[low:high]), self.code)
+                scatter(Rows(to, add(gather(total, to), theirs)), total)
+        if total.dtype == storage(self.code):
+            return Sum([total], self.code)
+        if self.wide:
+            return Sum([total], CODES["float32"])
+        data = np.empty(total.shape, storage(self.code))
+        with np.errstate(over="ignore"):  # infinity is a result
+            narrow(total, data, self.code)
+        return Sum([data], self.code)
+
+
+def _shares(parts: Sequence[Ids]) -> Iterator[tuple[Ids, list[tuple[int, Ids, Ids]]]]:
+    """For each part where it has ids that no earlier one has, and with which later parts it shares some of those:
+    (number of the part, where they are here, where they are there)."""
+    ids = np.concatenate(parts)
+    order = np.argsort(ids, kind="stable")  # merges what is in order; of equal ids that of the earliest part is first
+    ordered = ids[order]
+    again = np.flatnonzero(ordered[1:] == ordered[:-1]) + 1
+    before = again - 1
+    before[1:][before[1:] == again[:-1]] = 0  # of more than two equal ids
+    owner, later = order[np.maximum.accumulate(before)], order[again]
+    owned = np.ones(ids.size, np.bool_)
+    owned[later] = False
+    ends = list(itertools.pairwise(itertools.accumulate(map(len, parts), initial=0)))
+    for number, (first, end) in enumerate(ends):
+        mine = (owner >= first) & (owner < end)
+        here, there = owner[mine] - first, later[mine]
+        met = []
+        for other, (low, high) in enumerate(ends[number + 1 :], number + 1):
+            theirs = (there >= low) & (there < high)
+            if theirs.any():
+                met.append((other, here[theirs], there[theirs] - low))
+        yield np.flatnonzero(owned[first:end]), met
 
 
 def dense(rows: Rows, shape: tuple[int, ...]) -> Array:
@@ -196,9 +244,12 @@ def scatter(rows: Rows, out: Array) -> None:
         out[ids] = data
 
 
-def gather(array: Array, ids: Ids) -> Array:
-    """Copies of some rows; half of the time that ``array[ids]`` takes."""
-    return np.take(array, ids, axis=0)
+def gather(array: Array, ids: Ids, memory: Memory = PLAIN) -> Array:
+    """Copies of some rows, in an array of ``memory``; half of the time that ``array[ids]`` takes."""
+    if memory is PLAIN:
+        return np.take(array, ids, axis=0)
+    out = memory.empty((len(ids), *array.shape[1:]), array.dtype)
+    return np.take(array, ids, axis=0, out=out, mode="clip")  # "raise" would go by a buffer; ids are known to be right
 
 
 def as_dense(content: Content, shape: tuple[int, ...]) -> Array:

@@ -65,13 +65,13 @@ class Elementwise(Optimizer):
         """Updates the rows that were received, of ``table`` (as ``new`` is) and of the slots, a block at a time."""
         _check_real(key, code)
         at = self._rates(key, count)
-        for rows in received.blocks():
-            part = gather(table, rows.ids)
-            slots = {name: gather(slot, rows.ids) for name, slot in state.items()}
-            self._move(part, part, code, Sum([rows.data], _FLOAT32 if received.wide else code), slots, at)
-            scatter(Rows(rows.ids, part), table)
+        for ids, total in received.blocks():
+            part = gather(table, ids)
+            slots = {name: gather(slot, ids) for name, slot in state.items()}
+            self._move(part, part, code, total, slots, at)
+            scatter(Rows(ids, part), table)
             for name, slot in slots.items():
-                scatter(Rows(rows.ids, slot), state[name])
+                scatter(Rows(ids, slot), state[name])
 
     def _move(self, old: Array, new: Array, code: int, received: Sum, state: State, at: Rates) -> None:
         rescale = float(self.rescale_grad)

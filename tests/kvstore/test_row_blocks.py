@@ -47,6 +47,7 @@ PUSHES: dict[str, list[tuple[int, int, int]]] = {
     "one without rows": [(0, 0, TABLE), (33, 0, TABLE)],
     "none": [(0, 0, TABLE), (0, 0, TABLE)],
     "all": [(TABLE, 0, TABLE), (TABLE, 0, TABLE)],
+    "four, some rows in all": [(200, 0, TABLE), (150, 100, TABLE), (300, 0, TABLE), (TABLE, 0, TABLE)],
 }
 
 
@@ -60,9 +61,12 @@ def pushed(which: str, name: str, turn: int = 0) -> list[Rows]:
 def test_blocks_are_the_merged_rows(name: str, which: str, wide: bool) -> None:
     parts, code = pushed(which, name), CODES[name]
     whole, blocks = merge(parts, code, wide), list(RowSum(parts, code, wide).blocks())
-    assert np.concatenate([block.ids for block in blocks]).tolist() == whole.ids.tolist()
-    assert np.concatenate([block.data for block in blocks]).tobytes() == whole.data.tobytes()
-    assert len(blocks) == max(1, -(-len(whole.ids) // 7)) and max(len(block.ids) for block in blocks) <= 7
+    ids = np.concatenate([np.empty(0, np.int64), *(ids for ids, _ in blocks)])
+    data = np.concatenate([whole.data[:0], *(total.whole() for _, total in blocks)])
+    order = np.argsort(ids)
+    assert ids[order].tolist() == whole.ids.tolist()
+    assert data.dtype == whole.data.dtype and data[order].tobytes() == whole.data.tobytes()
+    assert all(0 < len(ids) <= 7 and (np.diff(ids) > 0).all() for ids, _ in blocks)
 
 
 @pytest.mark.parametrize("sparse", [True, False])
