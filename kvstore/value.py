@@ -57,10 +57,10 @@ class Value:
         np.copyto(value.data, content)
         return value
 
-    def read(self, ids: Ids | None = None) -> Array:
-        """The whole value, or copies of some rows."""
+    def read(self, ids: Ids | None = None, memory: Memory = PLAIN) -> Array:
+        """The whole value, or copies of some rows in this memory."""
         if ids is not None:
-            return gather(self.data, ids)
+            return gather(self.data, ids, memory)
         return self.data.copy() if self.spec.sparse else self.data
 
     @property

@@ -20,7 +20,7 @@ from typing import Any
 
 from .errors import PSError
 from .flow import SAY_AFTER, Window, cost
-from .wire import MAX_ACKS, Flag, Kind, Link, Message, append_range, within
+from .wire import MAX_ACKS, Array, Flag, Kind, Link, Message, append_range, within
 
 MAX_PROBE_INTERVAL = 30.0  # seconds
 MAX_HELD = 1024  # messages of one sender that arrived before a predecessor
@@ -138,6 +138,7 @@ class Inbox:
     expected: int  # all below were accepted
     active: dict[int, Message] = field(default_factory=dict)  # delivered to the application, not answered
     done: dict[int, Message | None] = field(default_factory=dict)  # answered, not acknowledged; None: recompute
+    lent: dict[int, list[Array]] = field(default_factory=dict)  # arrays of answers, until these are acknowledged
     held: dict[int, Message] = field(default_factory=dict)  # arrived before a predecessor
     unsaid: int = 0  # bytes of requests that were accepted since we last told ``expected``
     replies: Window[Message] = field(default_factory=Window)  # what waits for room, and what is not acknowledged yet
@@ -162,12 +163,14 @@ class Inbox:
     def forget(self, acks: list[int], floor: int) -> None:
         """Drop what the sender has the answers of: those that it names, and in time all below what it waits for."""
         for seq in within(acks, self.done):
-            self._drop(seq)
+            self.drop(seq)
         while self.done and (first := next(iter(self.done))) < floor:
-            self._drop(first)
+            self.drop(first)
 
-    def _drop(self, seq: int) -> None:
+    def drop(self, seq: int) -> None:
+        """Forget an answer, which has come or was lost."""
         self.done.pop(seq, None)  # ranges of a peer may overlap
+        self.lent.pop(seq, None)
         if self.replies.under_way:
             self.replies.arrived(seq)
 
@@ -181,6 +184,8 @@ class Inbox:
     def answer(self, reply: Message) -> Send:
         """This reply leaves: from now on a duplicate of its request gets it again."""
         self.done[reply.seq] = None if reply.arrays else reply
+        if reply.lent:
+            self.lent[reply.seq] = reply.arrays
         self.replies.left(reply)
         return Send(self.link, self.tell(reply))
 
@@ -302,8 +307,7 @@ class Delivery:
         cached = inbox.done[message.seq]
         if cached is not None:
             return [], [*sends, Send(link, cached)]
-        del inbox.done[message.seq]
-        inbox.replies.arrived(message.seq)  # or was lost
+        inbox.drop(message.seq)  # what came of it, if it did, is not wanted
         message.flags |= Flag.REPLAY
         inbox.active[message.seq] = message
         return [message], sends
@@ -334,7 +338,9 @@ class Delivery:
 
     def forget(self, incarnation: int) -> None:
         """Drop what is known of a sender that has ended."""
-        self._inboxes.pop(incarnation, None)
+        inbox = self._inboxes.pop(incarnation, None)
+        if inbox is not None:
+            inbox.lent.clear()  # at once: its window refers to the inbox, so that is there until garbage is collected
 
     # -- probes -------------------------------------------------------------------------------------------------------
 

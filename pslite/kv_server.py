@@ -52,13 +52,15 @@ class KVServer:
         if self.customer is None:
             self.customer = Customer(self.office, self._app, 0, self._accept)
 
-    def response(self, meta: KVMeta, pairs: KVPairs | None = None, note: Any = None) -> None:
+    def response(self, meta: KVMeta, pairs: KVPairs | None = None, note: Any = None, lend: bool = False) -> None:
         """Answer a request, with key-value pairs if it pulls. Their arrays must not change any more.
 
         ``note``: without pairs, anything small that msgpack carries; the worker finds it as ``KVPairs.meta``.
+        ``lend``: nobody else keeps the arrays, which a worker of this host may read where they are: they are kept
+        until it says that it has the answer.
         """
         flags = meta.message.flags & Flag.BY_VALUE
-        reply = Message(Kind.REPLY, cmd=meta.cmd, priority=meta.priority, flags=flags, body=note)
+        reply = Message(Kind.REPLY, cmd=meta.cmd, priority=meta.priority, flags=flags, body=note, lent=lend)
         self.office.answer(meta.message, reply if pairs is None else pack(pairs, reply, pairs.meta))
 
     def error(self, meta: KVMeta, error: Exception, what: str = "the handle") -> None:

@@ -104,6 +104,7 @@ class Message:
     arrays: list[np.ndarray[Any, Any]] = field(default_factory=list)
     codes: list[int] | None = None  # dtype codes of ``arrays``; None derives them
     leases: list[Lease] = field(default_factory=list)  # of received arrays that are memory of their sender
+    lent: bool = False  # of a reply: its arrays are kept until it is acknowledged, for the receiver to read
 
     @property
     def nbytes(self) -> int:

@@ -184,7 +184,8 @@ class Service:
             self._data.response(token, note=True)
         elif ticket.pull:
             answered = _bundled if token.cmd == BUNDLE else _answered
-            self._data.response(token, answered(token.message.arrays[0], ticket))
+            lend = any(answer is not None and answer.fresh for answer in ticket.answers)
+            self._data.response(token, answered(token.message.arrays[0], ticket), lend=lend)
         else:
             self._data.response(token)
 

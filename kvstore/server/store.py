@@ -151,7 +151,7 @@ class Store:
         ids = wanted or [None] * len(entries)
         for entry, i in zip(entries, ids, strict=True):
             entry.value.spec.check_wanted(i)
-        answers = [_answer(entry.value, i, codec) for entry, i in zip(entries, ids, strict=True)]
+        answers = [_answer(entry.value, i, codec, self._memory) for entry, i in zip(entries, ids, strict=True)]
         return [Ticket(token, rank, True, codec, 0, list(answers))]
 
     def unit(self, key: int, with_value: bool) -> Unit:
@@ -336,7 +336,7 @@ class Store:
         ticket = contribution.ticket
         if ticket.pull:
             try:
-                answer = _answer(entry.value, contribution.ids, ticket.codec)
+                answer = _answer(entry.value, contribution.ids, ticket.codec, self._memory)
             except Exception as error:  # a codec is user code: its error is this request's only
                 return self._fail(ticket, entry, error, "the codec")
             answer.version = entry.version
@@ -399,9 +399,9 @@ def _content(spec: Spec, content: Content | Coded, code: int, rank: int) -> Rece
     return content
 
 
-def _answer(value: Value, ids: Ids | None, codec: Codec | None) -> Answer:
+def _answer(value: Value, ids: Ids | None, codec: Codec | None, memory: Memory) -> Answer:
     if codec is not None and ids is None and value.can_be_coded:
         used, arrays = value.coded(codec)
         kind = WHOLE if used is None else CODED
         return Answer(arrays, [code_of(array.dtype) for array in arrays], value.version, kind)
-    return Answer([value.read(ids)], [value.spec.code], value.version)
+    return Answer([value.read(ids, memory)], [value.spec.code], value.version, fresh=ids is not None)

@@ -21,6 +21,7 @@ class Answer:
     codes: list[int]  # of dtypes, for each array
     version: int | NDArray[np.uint64]  # of a bundle those of its keys
     kind: int = WHOLE
+    fresh: bool = False  # the arrays were made for this answer: nobody else refers to them
 
 
 UNASKED = object()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import weakref
 from collections.abc import Callable
 from random import Random
 
@@ -246,6 +247,27 @@ def test_an_acknowledged_request_is_forgotten() -> None:
     request, _ = deliver_one(server, arrays=False)
     server.on_request(b"w", Message(Kind.REQUEST, sender=9, incarnation=5, seq=2, floor=2, acks=[1, 1]))
     assert server.on_request(b"w", again(request)) == ([], [])
+
+
+@pytest.mark.parametrize("end", ["it is acknowledged", "it is asked for again", "the sender has ended"])
+def test_arrays_are_lent_until_the_sender_has_them(end: str) -> None:
+    """It reads them where they are. Others have an owner who keeps them."""
+    for lent in (True, False):
+        server = Delivery(1, 1.0)
+        request = Message(Kind.REQUEST, sender=9, incarnation=5, seq=1, floor=1, flags=int(Flag.PULL))
+        server.on_request(b"w", request)
+        array = np.ones(3)
+        seen = weakref.ref(array)
+        server.reply(request, Message(Kind.REPLY, arrays=[array], lent=lent))
+        del array
+        assert (seen() is not None) == lent
+        if end == "it is acknowledged":
+            server.on_ack(b"w", Message(Kind.ACK, sender=9, incarnation=5, floor=2, acks=[1, 1]))
+        elif end == "it is asked for again":
+            server.on_request(b"w", again(request))
+        else:
+            server.forget(5)
+        assert seen() is None
 
 
 def test_an_answer_that_came_while_it_was_replayed_leaves_nothing_behind() -> None:
