@@ -19,7 +19,6 @@ from pslite.errors import (
     ShapeError,
     StorageError,
 )
-from pslite.memory import PLAIN
 
 from .arrays import Array
 from .base import check_priority
@@ -270,9 +269,8 @@ class DistStore(Saver):
         return self._all_coded(records, contents), []  # it may fail at any key: then nothing is sent
 
     def _coded_in_turn(self, records: list[Record], contents: list[list[Content]], lent: set[Key]) -> Iterator[Item]:
-        memory = self._office.memory if self._compression.codec is None else PLAIN
         for record, own in zip(records, contents, strict=True):
-            items = self._coded(record, own[0] if record.key in lent else summed(own, record.spec, memory))
+            items = self._coded(record, own[0] if record.key in lent else self._summed(own, record.spec))
             record.pushes += 1
             yield from items
 
@@ -280,10 +278,18 @@ class DistStore(Saver):
         items: list[Item] = []
         with self._compression.all_or_nothing(record.key for record in records):
             for record, own in zip(records, contents, strict=True):
-                items += self._coded(record, summed(own, record.spec))
+                items += self._coded(record, self._summed(own, record.spec))
         for record in records:
             record.pushes += 1
         return items
+
+    def _summed(self, own: list[Content], spec: Spec) -> Content:
+        """The sum over the devices: in memory that servers can read, or if it is compressed, to be read only here."""
+        if self._compression.codec is None:
+            return summed(own, spec, self._office.memory)
+        [first, *others] = own
+        alone = not others and isinstance(first, np.ndarray) and first.dtype == storage(spec.code)
+        return first if alone else summed(own, spec)
 
     def _coded(self, record: Record, content: Content) -> list[Item]:
         """The pieces of what is pushed, compressed if that is set."""
