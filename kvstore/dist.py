@@ -288,7 +288,7 @@ class DistStore(Saver):
         if self._compression.codec is None:
             return summed(own, spec, self._office.memory)
         [first, *others] = own
-        alone = not others and isinstance(first, np.ndarray) and first.dtype == storage(spec.code)
+        alone = not others and type(first) is np.ndarray and first.dtype == storage(spec.code)  # in native order
         return first if alone else summed(own, spec)
 
     def _coded(self, record: Record, content: Content) -> list[Item]:

@@ -129,6 +129,29 @@ def test_a_worker_compresses_the_sum_of_its_devices(store: Store) -> None:
     store.run(work)
 
 
+@on(DIST)
+def test_a_gradient_of_any_layout_is_read_and_not_changed(store: Store) -> None:
+    def work(kv: KV) -> None:
+        kv.set_gradient_compression(TWO_BITS)
+        kv.init("w", full(0))
+        plain = np.full(SHAPE, 0.75, np.float32)
+        plain[0] = -0.75
+        plain[-1, 0] = 0.25
+        layouts = (plain, np.asfortranarray(plain), np.repeat(plain, 2, axis=0)[::2], plain.astype(">f4"))
+        expected = np.sign(np.trunc(plain * 2)) / 2
+        for gradient in layouts:
+            kv.set_gradient_compression({"type": "none"})
+            push(kv, "w", full(0))  # sends what was held back
+            kv.set_gradient_compression(TWO_BITS)
+            before = gradient.copy()
+            update(kv, "w", gradient)
+            assert np.array_equal(gradient, before)
+            gradient[...] = 100  # the call has returned
+            assert np.array_equal(kv.pull("w"), expected)
+
+    store.run(work)
+
+
 @on(COMPRESSING)
 def test_init_broadcast_and_pull_are_not_compressed(store: Store) -> None:
     def work(kv: KV) -> None:
