@@ -14,9 +14,12 @@ import signal
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 
 from .child import Child, Lines, adopt_orphans, reap_orphans
-from .error_record import ErrorRecord, read_error_record
+from .error_record import ErrorRecord, forget_error_record, read_error_record
+from .keeper import Keeper, allow_many_descriptors
+from .lost import LostList
 from .protocol import Message, MessageReader, encode
 from .rendezvous import Rendezvous
 from .signals import SignalPipe
@@ -24,6 +27,7 @@ from .spec import JOB_VARIABLES
 
 _ORPHAN_GRACE = 3.0  # seconds from SIGTERM to SIGKILL once nobody gives orders any more
 _KILL_WAIT = 1.0  # seconds for SIGKILL to take effect
+_LOST_POLL = 250  # milliseconds between looks at lost.json
 _ENDING_POLL = 20  # milliseconds between looks at groups that are to end
 _STRAGGLER_POLL = 500  # milliseconds between looks at groups that have outlived their leader
 _CHUNK = 1 << 16
@@ -38,6 +42,10 @@ class Agent:
         self._reader = MessageReader()
         self._children: list[Child] = []
         self._rendezvous: Rendezvous | None = None
+        self._max_restarts = 0  # of each process; 0 also from the moment on that the job is being ended
+        self._lost: LostList | None = None  # while there are restarts
+        self._look_at = 0.0  # when to look at it next
+        self._limits: tuple[int, int] | None = None  # of open descriptors in processes, if they are not the agent's
         self._out = bytearray()  # events the launcher has not taken yet
         self._launcher_lives = True
         self._grace = _ORPHAN_GRACE
@@ -69,7 +77,12 @@ class Agent:
         if len(self._out) < _PAUSE_AT:
             for fd in pipes:
                 poller.register(fd, select.POLLIN)
+        keepers = {keeper.fileno(): keeper for child in self._children if (keeper := child.keeper) and keeper.connected}
+        for fd, keeper in keepers.items():
+            poller.register(fd, select.POLLIN | (select.POLLOUT if keeper.wants_to_send else 0))
         ready = {fd for fd, _ in poller.poll(self._timeout())}
+        for fd in ready & keepers.keys():
+            keepers[fd].serve()
         for fd in ready & pipes.keys():
             self._send_lines(pipes[fd], pipes[fd].read(fd))
         if self._signals.fileno() in ready:
@@ -78,12 +91,15 @@ class Agent:
             self._on_orders()
         for child in self._children:
             child.forget_empty_group()
+        self._look_for_lost()
         self._escalate()
         self._flush()
 
     def _timeout(self) -> int | None:
         if self._kill_at is not None:
             return _ENDING_POLL
+        if self._lost is not None:
+            return _LOST_POLL
         return _STRAGGLER_POLL if any(c.group_lives and c.exit is not None for c in self._children) else None
 
     # Orders, signals, and the end
@@ -93,10 +109,16 @@ class Agent:
         if not data:
             self._end()
         for order in self._reader.feed(data):
-            if order["do"] == "start":
-                self._start(order)
-            else:
-                self._signal_groups(order["signal"])
+            match order["do"]:
+                case "start":
+                    self._start(order)
+                case "kill":
+                    for child in self._children:
+                        if child.id == order["id"]:
+                            child.kill(order["pid"])
+                case "signal":
+                    self._stop_restarting()
+                    self._signal_groups(order["signal"])
 
     def _on_signals(self) -> None:
         for signum in self._signals.read():
@@ -109,7 +131,11 @@ class Agent:
         """Begin to end everything; further turns finish it."""
         if self._kill_at is None:
             self._kill_at = time.monotonic() + min(self._grace, _ORPHAN_GRACE)
+            self._stop_restarting()
             self._signal_groups(signal.SIGTERM)
+
+    def _stop_restarting(self) -> None:
+        self._max_restarts, self._lost = 0, None
 
     def _escalate(self) -> None:
         if self._kill_at is not None and not self._killed and time.monotonic() >= self._kill_at:
@@ -129,18 +155,27 @@ class Agent:
         self._grace = order["grace"]
         self._rendezvous = Rendezvous(order["job"], order["transport"])
         self._send({"event": "opened", "directory": str(self._rendezvous.directory)})
-        inherited = {name: value for name, value in os.environ.items() if name not in JOB_VARIABLES}
-        self._children = [Child(process) for process in order["processes"]]
+        self._max_restarts = order["max_restarts"]
+        if self._max_restarts:
+            self._lost = LostList(self._rendezvous.directory)
+            self._limits = allow_many_descriptors()
+        for process in order["processes"]:
+            keeps = self._max_restarts and process["role"] == "server"
+            self._children.append(Child(process, Keeper(partial(self._notice, process["rank"])) if keeps else None))
         for child in self._children:
-            env = inherited | child.env | self._rendezvous.env(child.role)
-            try:
-                child.start(env, self._rendezvous.descriptors(child.role))
-            except OSError as error:
-                text = f"{error.strerror}: {error.filename or child.argv[0]}"
-                self._send({"event": "failed", "id": child.id, "code": child.exit, "error": text})
-            else:
-                self._send({"event": "started", "id": child.id, "pid": child.pid})
+            self._launch(child, self._rendezvous)
             self._write_processes(self._rendezvous)
+
+    def _launch(self, child: Child, rendezvous: Rendezvous) -> None:
+        inherited = {name: value for name, value in os.environ.items() if name not in JOB_VARIABLES}
+        env = inherited | child.env | rendezvous.env(child.role)
+        try:
+            child.start(env, rendezvous.descriptors(child.role), self._limits)
+        except OSError as error:
+            text = f"{error.strerror}: {error.filename or child.argv[0]}"
+            self._send({"event": "failed", "id": child.id, "code": child.exit, "error": text})
+        else:
+            self._send({"event": "started", "id": child.id, "pid": child.pid})
 
     def _reap(self) -> None:
         ended = [
@@ -149,17 +184,40 @@ class Agent:
             if (code := child.ended()) is not None
         ]
         for code, child, record in sorted(ended, key=_suspicion):
+            again = code < 0 and child.restarts < self._max_restarts
+            if again:
+                child.signal_group(signal.SIGKILL)  # its helpers must not get in the way of its successor's
             for lines in child.last_words():
                 self._send_lines(child, lines)
-            child.exit = code
-            self._send(
-                {"event": "exited", "id": child.id, "code": code} | ({"record": asdict(record)} if record else {})
-            )
-            if child.role == "scheduler" and self._rendezvous:
-                self._rendezvous.stop_listening()
+            if again and self._rendezvous:
+                self._restart(child, code, self._rendezvous)
+            else:
+                self._over(child, code, record)
         reap_orphans({child.pid for child in self._children})
         if ended and self._rendezvous:
             self._write_processes(self._rendezvous)
+
+    def _restart(self, child: Child, code: int, rendezvous: Rendezvous) -> None:
+        self._send({"event": "died", "id": child.id, "code": code})
+        forget_error_record(rendezvous.directory, child.role, child.rank)
+        child.clear_away()
+        self._launch(child, rendezvous)
+
+    def _over(self, child: Child, code: int, record: ErrorRecord | None) -> None:
+        child.exit = code
+        self._send({"event": "exited", "id": child.id, "code": code} | ({"record": asdict(record)} if record else {}))
+        if child.keeper:
+            child.keeper.close()
+        if child.role == "scheduler" and self._rendezvous:
+            self._rendezvous.stop_listening()
+
+    def _look_for_lost(self) -> None:
+        """The launcher knows which agent has them."""
+        now = time.monotonic()
+        if self._lost is not None and now >= self._look_at:
+            self._look_at = now + _LOST_POLL / 1000
+            for role, rank, pid in self._lost.news():
+                self._send({"event": "lost", "role": role, "rank": rank, "pid": pid})
 
     def _error_record(self, code: int, child: Child) -> ErrorRecord | None:
         if code == 0 or self._rendezvous is None:
@@ -178,6 +236,9 @@ class Agent:
         fresh.replace(path)
 
     # Events
+
+    def _notice(self, server: int, text: str) -> None:
+        self._send({"event": "notice", "text": f"server {server}: {text}"})
 
     def _send_lines(self, child: Child, lines: Lines | None) -> None:
         if lines and lines[1]:

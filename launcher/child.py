@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import IO, Any
 
+from .keeper import Keeper
 from .logs import LineSplitter
 
 _CHUNK = 1 << 16
@@ -48,7 +51,7 @@ def reap_orphans(own: Collection[int | None]) -> None:
 class Child:
     """A process of the job. It leads a session and process group of its own. Used by the agent's one thread only."""
 
-    def __init__(self, order: Mapping[str, Any]) -> None:
+    def __init__(self, order: Mapping[str, Any], keeper: Keeper | None = None) -> None:
         self.id: int = order["id"]
         self.role: str = order["role"]
         self.rank: int = order["rank"]
@@ -57,26 +60,43 @@ class Child:
         self.env: dict[str, str] = order["env"]
         self.pid: int | None = None
         self.exit: int | None = None  # the return code, negative for a signal; 126 or 127 if it could not be started
+        self.restarts = 0  # how often it was started again; what is below is about the process that runs now
         self.group_lives = False  # the process, or others of its group, may be running
         self.pipes: dict[int, Pipe] = {}  # those still open, by descriptor
+        self.keeper = keeper
         self._popen: subprocess.Popen[bytes] | None = None
 
-    def start(self, env: Mapping[str, str], descriptors: tuple[int, ...]) -> None:
-        """Start it with exactly this environment, inheriting these descriptors. Raises OSError."""
+    def start(self, env: Mapping[str, str], descriptors: Sequence[int], limits: tuple[int, int] | None = None) -> None:
+        """Start it with exactly this environment, inheriting these descriptors. Raises OSError.
+
+        ``limits``: of its open descriptors, if they shall not be the agent's.
+        """
+        variables, connection = dict(env), None
+        if self.restarts:
+            variables["PSLITE_RESTARTS"] = str(self.restarts)
         try:
+            if self.keeper:
+                connection = self.keeper.connect()
+                variables["PSLITE_KEEPER_FD"] = str(connection.fileno())
+                descriptors = [*descriptors, connection.fileno()]
             self._popen = subprocess.Popen(
                 self.argv,
-                env=env,
+                env=variables,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 bufsize=0,
                 start_new_session=True,
                 pass_fds=descriptors,
+                # Between fork and exec, which is safe in a process with one thread.
+                preexec_fn=partial(resource.setrlimit, resource.RLIMIT_NOFILE, limits) if limits else None,
             )
         except OSError as error:
             self.exit = 127 if isinstance(error, FileNotFoundError) else 126
             raise
+        finally:
+            if connection:
+                connection.close()
         self.pid, self.group_lives = self._popen.pid, True
         for stream, file in (("stdout", self._popen.stdout), ("stderr", self._popen.stderr)):
             assert file is not None
@@ -113,6 +133,19 @@ class Child:
                 continue
             yield pipe.stream, pipe.splitter.feed(b"", final=True)
 
+    def kill(self, pid: int) -> None:
+        """Kill this process itself, unless it has ended and the number belongs to another one."""
+        if self.pid == pid and self.exit is None:
+            os.kill(pid, signal.SIGKILL)
+
+    def clear_away(self) -> None:
+        """Forget the process that has ended, for another one is to take its place."""
+        for pipe in self.pipes.values():
+            pipe.file.close()
+        self.pipes.clear()
+        self.pid, self.group_lives = None, False
+        self.restarts += 1
+
     def signal_group(self, signum: int) -> None:
         """Signal all of its group; a stopped process is woken to receive it."""
         if not self.group_lives or self.pid is None:
@@ -132,4 +165,5 @@ class Child:
 
     def as_dict(self) -> dict[str, Any]:
         """Its line in processes.json."""
-        return {"role": self.role, "rank": self.rank, "host": self.host, "pid": self.pid, "exit": self.exit}
+        place = {"role": self.role, "rank": self.rank, "host": self.host}
+        return place | {"pid": self.pid, "exit": self.exit, "restarts": self.restarts}

@@ -9,10 +9,11 @@ trusted.
 
 from __future__ import annotations
 
-import json
-import os
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
+
+from .json_file import read_json
 
 _LARGEST = 8192  # bytes
 
@@ -28,22 +29,21 @@ class ErrorRecord:
 
 def read_error_record(directory: Path, role: str, rank: int) -> ErrorRecord | None:
     """The record of this process; None if there is none, or a malformed one."""
-    try:
-        # Neither waits for the writer of a FIFO nor follows a link out of the directory.
-        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(directory / f"error-{role}-{rank}.json", flags)
-        try:
-            data = os.read(descriptor, _LARGEST + 1)
-        finally:
-            os.close(descriptor)
-        content = json.loads(data) if len(data) <= _LARGEST else None
-    except (OSError, ValueError, RecursionError):  # the last: 8 KiB of opening brackets
-        return None
-    match content:
+    match read_json(_path(directory, role, rank), _LARGEST):
         case {"time": float() | int() as time, "error": str(error), "caused_by": None | str() as caused_by}:
             return ErrorRecord(time, _printable(error), _printable(caused_by) if caused_by else None)
         case _:
             return None
+
+
+def forget_error_record(directory: Path, role: str, rank: int) -> None:
+    """Remove it: the process is started again, and what it left before says nothing about its end."""
+    with contextlib.suppress(OSError):
+        _path(directory, role, rank).unlink()
+
+
+def _path(directory: Path, role: str, rank: int) -> Path:
+    return directory / f"error-{role}-{rank}.json"
 
 
 def _printable(text: str) -> str:

@@ -89,6 +89,10 @@ class Tails:
         """Remember these, forget the oldest."""
         self._lines[index].extend(lines)
 
+    def forget(self, index: int) -> None:
+        """The process is started again, and what it wrote before is not about its end."""
+        self._lines[index].clear()
+
     def of(self, index: int) -> list[str]:
         """Oldest first."""
         return list(self._lines[index])

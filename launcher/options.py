@@ -39,6 +39,7 @@ class Options:
     log_dir: str | None = None
     start_timeout: float | None = None
     grace: float = 10.0
+    max_restarts: int = 0
     p3: bool = False
     color: str = "auto"
     prefix: bool = True
@@ -74,6 +75,7 @@ def parse(argv: Sequence[str], prog: str) -> Options:
         log_dir=args.log_dir,
         start_timeout=args.start_timeout,
         grace=args.grace,
+        max_restarts=args.max_restarts,
         p3=args.p3,
         color=args.color,
         prefix=not args.no_prefix,
@@ -125,6 +127,13 @@ def _add_processes(group: argparse._ArgumentGroup) -> None:
         metavar="SECONDS",
         help="time between SIGTERM and SIGKILL, and for servers to end after the last worker (default: 10)",
     )
+    group.add_argument(
+        "--max-restarts",
+        type=_restarts,
+        default=0,
+        metavar="N",
+        help="how often a process that a signal ended is started again (default: 0: the job ends)",
+    )
     group.add_argument("--dry-run", action="store_true", help="print what would be started, and start nothing")
     group.add_argument("--format", choices=("text", "json"), help="of --dry-run (default: text)")
     group.add_argument("-h", "--help", action="help", help="show this text and exit")
@@ -167,6 +176,12 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
 def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number that is at least 1")
+    return int(text)
+
+
+def _restarts(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number that is at least 0")
     return int(text)
 
 

@@ -2,18 +2,23 @@
 
 Orders, to the agent:
 
-    {"do": "start", "job": ID, "transport": "ipc" | "tcp", "grace": SECONDS,
+    {"do": "start", "job": ID, "transport": "ipc" | "tcp", "grace": SECONDS, "max_restarts": N,
         "processes": [{"id", "role", "rank", "host", "argv", "env"}]}         once, first
-    {"do": "signal", "signal": N}         to all process groups
+    {"do": "signal", "signal": N}         to all process groups; from the first one on nothing is started again
+    {"do": "kill", "id", "pid"}         this process, unless it has ended
 
-Events, to the launcher. Each process has one "failed", or one "started" and later one "exited":
+Events, to the launcher. Each process has one "failed", or one "started" and later one "exited". Between these two there
+may be "died", each followed by another "started" or by "failed":
 
     {"event": "opened", "directory": PATH}
     {"event": "started", "id", "pid"}         its pid is also its process group
     {"event": "failed", "id", "code": 126 | 127, "error": TEXT}         it could not be started
     {"event": "output", "id", "stream": "stdout" | "stderr", "lines": [TEXT]}
+    {"event": "died", "id", "code"}         negative, a signal's; it is being started again
     {"event": "exited", "id", "code", "record"?}         negative for a signal; all it wrote came before;
                                                          "record": its error record, if it left one
+    {"event": "lost", "role", "rank", "pid"}         the scheduler has given it up; it may be another agent's
+    {"event": "notice", "text"}         for the user
 
 The end of the orders ends everything: the agent stops what still runs, removes the job's directory and exits.
 """

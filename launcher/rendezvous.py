@@ -50,7 +50,10 @@ class Rendezvous:
         return (self._listener.fileno(),) if role == "scheduler" else ()
 
     def stop_listening(self) -> None:
-        """Without its scheduler a job accepts nobody: peers are refused instead of waiting in the queue."""
+        """Without its scheduler a job accepts nobody: peers are refused instead of waiting in the queue.
+
+        Until then it is open here too, so that peers of a scheduler that is being started again wait in the queue.
+        """
         self._listener.close()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The report that is last on the screen when a job did not end well."""
+"""The report that is last on the screen when a job did not end well, or had to start processes again."""
 
 from __future__ import annotations
 
@@ -6,11 +6,21 @@ import signal
 from collections.abc import Sequence
 
 from .logs import LogFiles, Tails
-from .supervise import AgentLost, Failed, Interrupted, Overstayed, Process, Supervisor
+from .supervise import AgentLost, Failed, Interrupted, Overstayed, Process, Supervisor, signal_name, signal_text
 
 
-def failure_report(supervisor: Supervisor, tails: Tails, files: LogFiles | None) -> list[str]:
-    """Its lines; none if the job ended well."""
+def final_report(supervisor: Supervisor, tails: Tails, files: LogFiles | None) -> list[str]:
+    """Its lines; none if the job ended well and nothing was started again."""
+    lines = _failure_report(supervisor, tails, files)
+    restarted = [p for p in supervisor.processes if p.restarts]
+    if restarted:
+        total = sum(p.restarts for p in restarted)
+        count = f"{_restarts(total)}: " + ", ".join(f"{p.spec.label} ({p.restarts})" for p in restarted)
+        lines.append(f"  {count}" if lines else f"pslite: ended well after {count}")
+    return lines
+
+
+def _failure_report(supervisor: Supervisor, tails: Tails, files: LogFiles | None) -> list[str]:
     match supervisor.cause:
         case Failed(process) as cause:
             if process.error:
@@ -20,10 +30,10 @@ def failure_report(supervisor: Supervisor, tails: Tails, files: LogFiles | None)
             lines += [f"  log: {files.path(index, 'stderr')}"] if files else []
             return lines + _others(cause) + _tail(tails.of(index))
         case Interrupted(signum):
-            return [f"pslite: stopped by {_signal_name(signum)}", *_still_there(supervisor)]
+            return [f"pslite: stopped by {signal_name(signum)}", *_still_there(supervisor)]
         case Overstayed(processes):
             head = f"pslite: all workers ended with 0; {supervisor.grace:g} s later these still ran and were stopped:"
-            return [head, *(f"  {_where(p)}{_ending(p)}" for p in processes)]
+            return [head, *(f"  {p.where}{_ending(p)}" for p in processes)]
         case AgentLost(host):
             return [f"pslite: the launcher's agent on {host} died; its processes were killed"]
         case _:
@@ -32,17 +42,19 @@ def failure_report(supervisor: Supervisor, tails: Tails, files: LogFiles | None)
 
 def _failure(process: Process, started_at: float) -> list[str]:
     assert process.exit is not None and process.ended is not None
-    if process.exit < 0:
-        how = f"died: signal {-process.exit} ({_signal_name(-process.exit)})"
-    else:
-        how = f"failed: exit code {process.exit}"
+    how = f"died: {signal_text(-process.exit)}" if process.exit < 0 else f"failed: exit code {process.exit}"
     because = f", caused by {process.caused_by}" if process.caused_by else ""
-    lines = [f"pslite: {_where(process)} {how}, {process.ended - started_at:.1f} s after start{because}"]
+    gave_up = f"; gave up after {_restarts(process.restarts)}" if process.exit < 0 and process.restarts else ""
+    lines = [f"pslite: {process.where} {how}, {process.ended - started_at:.1f} s after start{because}{gave_up}"]
     if process.record:
         lines.append(f"  error: {process.record.error}")
-    if process.exit == -signal.SIGKILL:
+    if process.exit == -signal.SIGKILL and not process.lost:
         lines.append("  likely the kernel's out-of-memory killer: see dmesg")
     return lines
+
+
+def _restarts(number: int) -> str:
+    return f"{number} restart" if number == 1 else f"{number} restarts"
 
 
 def _start_failure(process: Process) -> list[str]:
@@ -52,10 +64,6 @@ def _start_failure(process: Process) -> list[str]:
     elif process.spec.argv[0].endswith(".py"):
         lines.append(f"  a script is started by its interpreter: python {process.spec.argv[0]}")
     return lines
-
-
-def _where(process: Process) -> str:
-    return f"{process.spec.label} on {process.spec.host} (pid {process.pid})"
 
 
 def _others(cause: Failed) -> list[str]:
@@ -83,7 +91,7 @@ def _ending(process: Process) -> str:
     if process.exit in (0, -signal.SIGTERM, 128 + signal.SIGTERM):
         return ""
     if process.exit < 0:
-        return f" ({_signal_name(-process.exit)})"
+        return f" ({signal_name(-process.exit)})"
     return f" (exit code {process.exit})"
 
 
@@ -97,10 +105,3 @@ def _tail(lines: list[str]) -> list[str]:
         return ["  it wrote nothing to stderr"]
     head = "  last line of its stderr:" if len(lines) == 1 else f"  last {len(lines)} lines of its stderr:"
     return [head, *(f"    {line}" for line in lines)]
-
-
-def _signal_name(signum: int) -> str:
-    try:
-        return signal.Signals(signum).name
-    except ValueError:
-        return f"signal {signum}"

@@ -12,10 +12,10 @@ from .error_record import ErrorRecord
 from .link import AgentLink
 from .logs import LogFiles, Prefixer, Tails
 from .protocol import Message
-from .report import failure_report
+from .report import final_report
 from .signals import SignalPipe
 from .spec import JobSpec
-from .supervise import Action, Send, Supervisor
+from .supervise import Action, Kill, Say, Send, Supervisor
 
 _PAUSE_AT = 1 << 18  # bytes of output the terminal has not taken: then agents, and in turn processes, wait
 
@@ -37,7 +37,7 @@ class Job:
         self._spec, self._job, self._grace = spec, job, grace
         self._console, self._colors, self._prefixer, self._files = console, colors, prefixer, files
         self._tails = Tails(len(spec.processes))
-        self._supervisor = Supervisor(spec.processes, grace, time.monotonic())
+        self._supervisor = Supervisor(spec.processes, grace, time.monotonic(), spec.max_restarts)
         self._agents: list[AgentLink] = []
         self._ending = False  # the agents were told to end
         self._directories: dict[str, str] = {}  # by host: for cleaning up after an agent that died
@@ -55,7 +55,7 @@ class Job:
                 self._turn(signals)
         finally:
             self._end_orders()  # after an error of our own: this is what ends the processes
-        for line in failure_report(self._supervisor, self._tails, self._files):
+        for line in final_report(self._supervisor, self._tails, self._files):
             self._console.write("stderr", line)
         self._console.drain(signals.fileno())
         return self._supervisor.status()
@@ -69,7 +69,7 @@ class Job:
                 if process.host == agent.host
             ]
             order = {"do": "start", "job": self._job, "transport": self._spec.transport, "grace": self._grace}
-            agent.send(order | {"processes": mine})
+            agent.send(order | {"max_restarts": self._spec.max_restarts, "processes": mine})
 
     def _end_orders(self) -> None:
         self._ending = True
@@ -126,6 +126,13 @@ class Job:
                 self._supervisor.started(event["id"], event["pid"])
             case "output":
                 self._output(event["id"], event["stream"], event["lines"])
+            case "died":
+                self._tails.forget(event["id"])
+                self._act(self._supervisor.died(event["id"], event["code"]))
+            case "lost":
+                self._act(self._supervisor.lost(event["role"], event["rank"], event["pid"]))
+            case "notice":
+                self._say(event["text"])
             case "exited":
                 record = ErrorRecord(**event["record"]) if "record" in event else None
                 self._act(self._supervisor.exited(event["id"], event["code"], now, record))
@@ -147,11 +154,16 @@ class Job:
 
     def _act(self, actions: list[Action]) -> None:
         for action in actions:
-            if isinstance(action, Send):
-                for agent in self._agents:
-                    agent.send({"do": "signal", "signal": action.signum})
-            else:
-                self._say(action.text)
+            match action:
+                case Send(signum):
+                    for agent in self._agents:
+                        agent.send({"do": "signal", "signal": signum})
+                case Kill(index, pid):
+                    for agent in self._agents:
+                        if agent.host == self._spec.processes[index].host:
+                            agent.send({"do": "kill", "id": index, "pid": pid})
+                case Say(text):
+                    self._say(text)
 
     def _say(self, text: str) -> None:
         self._console.write("stderr", f"pslite: {text}")

@@ -23,6 +23,7 @@ JOB_VARIABLES = frozenset(
     (
         *("DMLC_ROLE", "DMLC_NUM_WORKER", "DMLC_NUM_SERVER", "DMLC_JOB_CLUSTER"),
         *("DMLC_RANK", "DMLC_TASK_ID", "DMLC_WORKER_ID", "DMLC_SERVER_ID", "RANK", "WORLD_SIZE", "LOCAL_RANK"),
+        *("PSLITE_MAX_RESTARTS", "PSLITE_RESTARTS", "PSLITE_KEEPER_FD"),
         *SET_AT_START,
     )
 )
@@ -67,6 +68,7 @@ class JobSpec:
     processes: tuple[ProcessSpec, ...]
     transport: str  # of the scheduler's listening socket: ipc or tcp
     notices: tuple[str, ...]  # said once on stderr
+    max_restarts: int = 0  # of each process that a signal ended
 
 
 def plan(options: Options, environ: Mapping[str, str], import_root: str | None = None) -> JobSpec:
@@ -89,7 +91,8 @@ def plan(options: Options, environ: Mapping[str, str], import_root: str | None =
     processes += [_process("server", rank, server_argv, servers) for rank in range(options.num_servers)]
     processes += [_worker(rank, options, workers) for rank in range(options.num_workers)]
     transport = common.get("PSLITE_TRANSPORT", environ.get("PSLITE_TRANSPORT", ""))
-    return JobSpec(tuple(processes), "tcp" if transport.strip().lower() == "tcp" else "ipc", tuple(notices))
+    listens = "tcp" if transport.strip().lower() == "tcp" else "ipc"
+    return JobSpec(tuple(processes), listens, tuple(notices), options.max_restarts)
 
 
 def _common(options: Options, environ: Mapping[str, str], import_root: str | None) -> Iterator[tuple[str, str]]:
@@ -99,6 +102,8 @@ def _common(options: Options, environ: Mapping[str, str], import_root: str | Non
     yield "PYTHONUNBUFFERED", "1"
     if options.start_timeout is not None:
         yield "PSLITE_START_TIMEOUT", f"{options.start_timeout:g}"
+    if options.max_restarts:
+        yield "PSLITE_MAX_RESTARTS", str(options.max_restarts)
     if options.p3:
         yield "DMLC_PS_VAN_TYPE", "p3"
     if import_root:

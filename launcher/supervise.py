@@ -27,6 +27,13 @@ class Process:
     ended: float | None = None
     error: str = ""  # why it could not be started
     record: ErrorRecord | None = None  # what it left about its error
+    restarts: int = 0  # how often it was started again
+    lost: bool = False  # it was to be killed, because it exists but does not answer
+
+    @property
+    def where(self) -> str:
+        """``worker 1 on localhost (pid 4711)``."""
+        return f"{self.spec.label} on {self.spec.host} (pid {self.pid})"
 
     @property
     def caused_by(self) -> str | None:
@@ -83,22 +90,31 @@ class Send:
 
 
 @dataclass(frozen=True)
+class Kill:
+    """Action: kill this process, unless it has ended already and has another pid."""
+
+    index: int
+    pid: int
+
+
+@dataclass(frozen=True)
 class Say:
     """Action: tell the user."""
 
     text: str
 
 
-Action = Send | Say
+Action = Send | Kill | Say
 
 
 class Supervisor:
     """State machine over the processes of a job. Times are seconds on any clock that only goes forward."""
 
-    def __init__(self, specs: Sequence[ProcessSpec], grace: float, now: float) -> None:
+    def __init__(self, specs: Sequence[ProcessSpec], grace: float, now: float, max_restarts: int = 0) -> None:
         self.processes = [Process(spec) for spec in specs]
         self.started_at = now
         self.grace = grace
+        self.max_restarts = max_restarts  # of each process; its agent counts them
         self.cause: Cause | None = None  # why the job was stopped: the first reason, never changed
         self._steps: deque[tuple[float, int]] = deque()  # signals still to send, and when
         self._failures: list[Process] = []  # before the stop, in order
@@ -116,6 +132,26 @@ class Supervisor:
         """A process does not run, and never did."""
         self.processes[index].error = error
         return self.exited(index, code, now)
+
+    def died(self, index: int, code: int) -> list[Action]:
+        """A signal ended a process, and its agent starts it again."""
+        process = self.processes[index]
+        place = process.where
+        process.restarts += 1
+        process.pid, process.lost = None, False
+        if self.cause is not None:
+            return []
+        return [Say(f"{place} died: {signal_text(-code)}; restart {process.restarts} of {self.max_restarts}")]
+
+    def lost(self, role: str, rank: int, pid: int) -> list[Action]:
+        """The scheduler has given up a process that may still exist (SIGSTOP): it must end to be started again."""
+        for index, process in enumerate(self.processes):
+            if (process.spec.role, process.spec.rank, process.pid) != (role, rank, pid):
+                continue
+            if process.exit is None and not process.lost and self.cause is None:
+                process.lost = True
+                return [Say(f"{process.where} does not answer: killing it"), Kill(index, pid)]
+        return []
 
     def exited(self, index: int, code: int, now: float, record: ErrorRecord | None = None) -> list[Action]:
         """A process ended."""
@@ -222,6 +258,19 @@ class Supervisor:
         ladder += [signal.SIGTERM, signal.SIGKILL]
         self._steps = deque((now + step * self.grace, number) for step, number in enumerate(ladder))
         return self.tick(now)
+
+
+def signal_text(signum: int) -> str:
+    """``signal 9 (SIGKILL)``."""
+    return f"signal {signum} ({signal_name(signum)})"
+
+
+def signal_name(signum: int) -> str:
+    """``SIGKILL``; ``signal 40`` for one without a name."""
+    try:
+        return signal.Signals(signum).name
+    except ValueError:
+        return f"signal {signum}"
 
 
 def _count(number: int) -> str:

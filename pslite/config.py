@@ -34,6 +34,9 @@ class Config:
     rank: int | None = None
     job: str = ""  # run id; empty lets the scheduler make one
     job_dir: str = ""  # 0700 directory of a local job: ipc sockets live here
+    max_restarts: int = 0  # how often the launcher starts a process again that a signal ended
+    restarts: int = 0  # how often it has started this one again
+    keeper_fd: int | None = None  # a server's connection to who keeps its memory for a successor
     host: str = ""  # the address that peers reach this process at; empty lets the route to the scheduler decide
     transport: str = "auto"
     security: str = ""
@@ -64,6 +67,9 @@ class Config:
             rank=_wanted_rank(read, role, num_servers if role == "server" else num_workers),
             job=_job(env.get("PSLITE_JOB_ID", "")),
             job_dir=env.get("PSLITE_JOB_DIR", ""),
+            max_restarts=read.number("PSLITE_MAX_RESTARTS", 0, int, 0),
+            restarts=read.number("PSLITE_RESTARTS", 0, int, 0),
+            keeper_fd=read.optional("PSLITE_KEEPER_FD", int),
             host=env.get("DMLC_NODE_HOST", "") or _interface_address(env.get("DMLC_INTERFACE", "")),
             transport=read.choice("PSLITE_TRANSPORT", "auto", TRANSPORTS),
             security=read.choice("PSLITE_SECURITY", "", ("", "none")),

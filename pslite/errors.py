@@ -21,6 +21,7 @@ __all__ = [
     "DuplicateKeyError",
     "ForkError",
     "JoinError",
+    "KeeperError",
     "KeyTypeError",
     "NotInClusterError",
     "PSError",
@@ -388,6 +389,17 @@ class RemoteError(PSError, RuntimeError):
 
     def describe(self) -> str:
         return f"{self.what} raised on {self.node}: {self.error}\n{self.trace or ''}".rstrip()
+
+
+class KeeperError(PSError, RuntimeError):
+    """Raised when a server's memory cannot be kept for the process that would take its place."""
+
+    fields = ("what", "reason")
+    what: str
+    reason: str
+
+    def describe(self) -> str:
+        return f"{self.what} failed: {self.reason}; the launcher keeps the memory of servers, see what it says"
 
 
 class ProtocolError(PSError):

@@ -86,7 +86,8 @@ class Hint:
     role: str
     rank: int
     pid: int
-    exit: int | None
+    exit: int | None  # None while it runs, and while it is being started again
+    restarts: int = 0  # how often it was started again
 
 
 @dataclass(slots=True)

@@ -473,6 +473,6 @@ def _read_hints(path: Path) -> list[Hint]:
     """The launcher's table of the job's processes; empty if there is none."""
     try:
         table = json.loads(path.read_text())
-        return [Hint(p["role"], p["rank"], p["pid"], p["exit"]) for p in table]
+        return [Hint(p["role"], p["rank"], p["pid"], p["exit"], p.get("restarts", 0)) for p in table]
     except (OSError, ValueError, KeyError, TypeError):  # by hand there is no table, and it is only a hint
         return []

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-from signal import SIGKILL, SIGTERM
+from signal import SIGKILL, SIGSEGV, SIGTERM
 
 from launcher.error_record import ErrorRecord
 from launcher.logs import Tails
-from launcher.report import failure_report
+from launcher.report import final_report
 from launcher.spec import ProcessSpec
 from launcher.supervise import Supervisor
 
@@ -24,7 +24,7 @@ def started() -> Supervisor:
 def report(supervisor: Supervisor, *stderr: str) -> list[str]:
     tails = Tails(3)
     tails.add(2, stderr)
-    return failure_report(supervisor, tails, None)
+    return final_report(supervisor, tails, None)
 
 
 def test_a_failure_names_process_place_code_time_and_last_words() -> None:
@@ -122,3 +122,35 @@ def test_a_good_end_is_not_reported() -> None:
     for index in (2, 1, 0):
         supervisor.exited(index, 0, 101)
     assert report(supervisor) == []
+
+
+def test_a_job_that_ended_well_counts_its_restarts() -> None:
+    supervisor = started()
+    for index in (1, 2, 2):
+        supervisor.died(index, -SIGKILL)
+    for index in range(3):
+        supervisor.exited(index, 0, 101.0)
+    assert report(supervisor) == ["pslite: ended well after 3 restarts: server 0 (1), worker 0 (2)"]
+
+
+def test_a_process_that_was_given_up() -> None:
+    supervisor = started()
+    supervisor.died(2, -SIGKILL)
+    supervisor.started(2, 4720)
+    supervisor.exited(2, -SIGSEGV, 102.0)
+    supervisor.exited(0, -SIGTERM, 102.0)
+    supervisor.exited(1, -SIGTERM, 102.0)
+    assert report(supervisor, "bad") == [
+        "pslite: worker 0 on node-b (pid 4720) died: signal 11 (SIGSEGV), 2.0 s after start; gave up after 1 restart",
+        "  stopped after it: scheduler, server 0",
+        "  last line of its stderr:",
+        "    bad",
+        "  1 restart: worker 0 (1)",
+    ]
+
+
+def test_a_process_that_was_killed_because_it_was_lost_did_not_run_out_of_memory() -> None:
+    supervisor = started()
+    supervisor.lost("worker", 0, 4713)
+    supervisor.exited(2, -SIGKILL, 102.0)
+    assert "out-of-memory" not in "".join(report(supervisor))

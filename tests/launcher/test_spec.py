@@ -109,6 +109,13 @@ def test_the_start_timeout_reaches_every_process() -> None:
     assert "PSLITE_START_TIMEOUT" not in processes("-n", "1")["worker 0"].env
 
 
+def test_restarts_are_known_to_every_process() -> None:
+    spec = plan(parse(["-n", "1", "--max-restarts", "3", "x"], "launch.py"), {})
+    assert spec.max_restarts == 3
+    assert {p.env["PSLITE_MAX_RESTARTS"] for p in spec.processes} == {"3"}
+    assert "PSLITE_MAX_RESTARTS" not in processes("-n", "1")["worker 0"].env
+
+
 def test_p3_is_for_every_process() -> None:
     assert {p.env["DMLC_PS_VAN_TYPE"] for p in processes("-n", "1", "--p3").values()} == {"p3"}
     assert "DMLC_PS_VAN_TYPE" not in processes("-n", "1")["worker 0"].env

@@ -8,15 +8,15 @@ import pytest
 
 from launcher.error_record import ErrorRecord
 from launcher.spec import ProcessSpec
-from launcher.supervise import Failed, Overstayed, Say, Send, Supervisor
+from launcher.supervise import Failed, Kill, Overstayed, Say, Send, Supervisor
 
 SCHEDULER, SERVER, WORKER0, WORKER1 = range(4)
 
 
-def supervisor(host: str = "localhost") -> Supervisor:
+def supervisor(host: str = "localhost", max_restarts: int = 0) -> Supervisor:
     places = [("scheduler", 0), ("server", 0), ("worker", 0), ("worker", 1)]
     specs = [ProcessSpec(role, rank, "localhost", ("x",), {}) for role, rank in places]
-    machine = Supervisor([*specs[:3], ProcessSpec("worker", 1, host, ("x",), {})], grace=10, now=100.0)
+    machine = Supervisor([*specs[:3], ProcessSpec("worker", 1, host, ("x",), {})], 10, 100.0, max_restarts)
     for index in range(4):
         machine.started(index, 1000 + index)
     return machine
@@ -211,6 +211,64 @@ def test_a_command_that_cannot_be_started_has_the_shells_status() -> None:
         assert machine.could_not_start(index, "No such file or directory: x", 127, 100) == []
     assert machine.finished(100)
     assert machine.status() == 127
+
+
+def test_a_process_that_is_started_again_is_no_failure() -> None:
+    machine = supervisor(max_restarts=2)
+    text = "worker 1 on localhost (pid 1003) died: signal 9 (SIGKILL); restart 1 of 2"
+    assert machine.died(WORKER1, -SIGKILL) == [Say(text)]
+    machine.started(WORKER1, 2000)
+    assert machine.processes[WORKER1].where == "worker 1 on localhost (pid 2000)"
+    end(machine, 0, *range(4))
+    assert machine.finished(101)
+    assert machine.status() == 0
+
+
+def test_one_death_more_than_there_are_restarts_is_a_failure() -> None:
+    machine = supervisor(max_restarts=1)
+    machine.died(WORKER1, -SIGKILL)
+    machine.started(WORKER1, 2000)
+    assert machine.exited(WORKER1, -SIGKILL, 101) == [Send(SIGTERM)]
+    assert machine.status() == 137
+
+
+def test_a_successor_that_cannot_be_started_is_a_failure() -> None:
+    machine = supervisor(max_restarts=1)
+    machine.died(WORKER1, -SIGKILL)
+    assert machine.could_not_start(WORKER1, "No such file or directory: x", 127, 101) == [Send(SIGTERM)]
+    assert machine.status() == 127
+
+
+def test_a_death_while_the_job_is_being_stopped_is_not_worth_a_word() -> None:
+    machine = supervisor(max_restarts=1)
+    machine.signalled(SIGINT, 101)
+    assert machine.died(WORKER1, -SIGINT) == []
+    machine.started(WORKER1, 2000)
+    end(machine, -SIGINT, *range(4))
+    assert machine.status() == 130
+
+
+def test_a_lost_process_is_killed_once() -> None:
+    machine = supervisor(max_restarts=1)
+    say, kill = machine.lost("worker", 1, 1003)
+    assert say == Say("worker 1 on localhost (pid 1003) does not answer: killing it")
+    assert kill == Kill(WORKER1, 1003)
+    assert machine.lost("worker", 1, 1003) == []
+    machine.died(WORKER1, -SIGKILL)
+    machine.started(WORKER1, 2000)
+    assert machine.lost("worker", 1, 1003) == [], "its successor is not"
+    assert machine.lost("worker", 1, 2000)[1:] == [Kill(WORKER1, 2000)]
+
+
+@pytest.mark.parametrize(("role", "rank", "pid"), [("worker", 0, 1003), ("server", 1, 1003), ("worker", 1, 1)])
+def test_only_a_process_of_the_job_is_killed(role: str, rank: int, pid: int) -> None:
+    assert supervisor(max_restarts=1).lost(role, rank, pid) == []
+
+
+def test_a_process_that_has_ended_is_not_killed() -> None:
+    machine = supervisor(max_restarts=1)
+    end(machine, 0, WORKER1)
+    assert machine.lost("worker", 1, 1003) == []
 
 
 def test_losing_an_agent_ends_its_processes_and_stops_the_others() -> None:

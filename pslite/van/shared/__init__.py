@@ -9,5 +9,6 @@ from __future__ import annotations
 from .arena import Arena, Block, Location, available
 from .channel import Channel, Segment
 from .extents import Extents
+from .keeper import Keeper
 
-__all__ = ["Arena", "Block", "Channel", "Extents", "Location", "Segment", "available"]
+__all__ = ["Arena", "Block", "Channel", "Extents", "Keeper", "Location", "Segment", "available"]
