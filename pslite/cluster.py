@@ -46,10 +46,10 @@ class InprocCluster:
         """All of them, the scheduler first."""
         return [self.scheduler, *self.servers, *self.workers]
 
-    def _office(self, role: str, rank: int) -> Postoffice:
-        config = replace(self._config, role=role, rank=None if role == "scheduler" else rank)
-        rng = Random(f"{self._seed}/{role}/{rank}")
-        return Postoffice(config, van=InprocVan(self.hub, f"{role} {rank}"), rng=rng)
+    def _office(self, role: str, rank: int, restarts: int = 0) -> Postoffice:
+        config = replace(self._config, role=role, rank=None if role == "scheduler" else rank, restarts=restarts)
+        name = f"{role} {rank}" + f" ({restarts})" * bool(restarts)
+        return Postoffice(config, van=InprocVan(self.hub, name), rng=Random(f"{self._seed}/{role}/{rank}/{restarts}"))
 
     def __enter__(self) -> InprocCluster:
         run_all([office.start for office in self.offices])
@@ -68,6 +68,14 @@ class InprocCluster:
     def kill(self, office: Postoffice) -> None:
         """Make a process look dead, as kill -9 does."""
         self.hub.kill(self.van_of(office))
+
+    def restart(self, office: Postoffice) -> Postoffice:
+        """Another process in place of one, which is killed if it lives; it has not joined yet: ``start()`` it."""
+        self.kill(office)
+        known = self.servers if office.role == "server" else self.workers
+        rank = known.index(office)
+        known[rank] = self._office(office.role, rank, office.config.restarts + 1)
+        return known[rank]
 
     def van_of(self, office: Postoffice) -> InprocVan:
         """The van of one of the cluster's postoffices."""

@@ -52,6 +52,7 @@ class Outbox:
     link: Link
     resend_timeout: float
     next_seq: int = 1
+    away: bool = False  # the node died, and its successor is awaited: everything waits
     window: Window[Pending] = field(default_factory=Window)  # what waits for room, and what is not taken in yet
     pending: dict[int, Pending] = field(default_factory=dict)  # by sequence number, in sending order
     acks: list[int] = field(default_factory=list)  # replies that the next request will acknowledge
@@ -64,7 +65,7 @@ class Outbox:
     ) -> tuple[Pending, list[Message]]:
         """Number the request if it may leave now; else it waits for ``release``. Also returns what leaves."""
         pending = Pending(message, on_reply)
-        if self.window.admits(message):
+        if not self.away and self.window.admits(message):
             return pending, [self._number(now, pending)]
         self.window.wait(message, pending)
         return pending, self.release(now)
@@ -72,11 +73,20 @@ class Outbox:
     def release(self, now: float, room: bool = True) -> list[Message]:
         """Number those that may leave by now, and return them; without ``room`` all that wait."""
         released = []
-        while (pending := self.window.pop(room)) is not None:
+        while not self.away and (pending := self.window.pop(room)) is not None:
             released.append(self._number(now, pending))
         if released:  # they may be lost: ask as soon as after a first sending
             self.probes, self.probe_at = 0, now + self.resend_timeout
         return released
+
+    def restart(self, now: float, link: Link) -> list[Message]:
+        """The node is another process now: number afresh what is unanswered, in the order of calls; what leaves."""
+        unanswered = [*self.pending.values(), *self.window.clear()]
+        self.link, self.away, self.next_seq, self.pending, self.acks, self.unsaid = link, False, 1, {}, [], 0
+        self.probes, self.probe_at = 0, None
+        for pending in unanswered:
+            self.window.wait(pending.message, pending)
+        return self.release(now)
 
     def _number(self, now: float, pending: Pending) -> Message:
         message = pending.message
@@ -268,6 +278,23 @@ class Delivery:
     def _release(self, now: float, outbox: Outbox, room: bool = True) -> list[Send]:
         return [Send(outbox.link, message) for message in outbox.release(now, room)]
 
+    def suspend(self, node: int, incarnation: int) -> None:
+        """A node died, and another process will take its place: what is for it waits."""
+        self.forget(incarnation)
+        outbox = self._outboxes.get(node)
+        if outbox is not None:
+            outbox.away, outbox.probe_at = True, None
+
+    def resume(self, now: float, node: int, link: Link) -> list[Send]:
+        """Another process has taken the place of a node: it gets all that was not answered."""
+        outbox = self._outboxes.get(node)
+        if outbox is None:
+            self.open(node, link)
+            return []
+        leaving = outbox.restart(now, link)
+        self.resent_requests += len(leaving)
+        return [Send(outbox.link, message) for message in leaving]
+
     def fail(self, node: int) -> list[Pending]:
         """Give up all requests to a node that is lost."""
         outbox = self._outboxes.get(node)
@@ -369,7 +396,7 @@ class Delivery:
     def probe(self, now: float, node: int) -> list[Send]:
         """Ask a node now which of our requests it has: at its deadline, or after its connection came back."""
         outbox = self._outboxes.get(node)
-        if outbox is None or not outbox.pending:
+        if outbox is None or outbox.away or not outbox.pending:
             return []
         outbox.probes += 1
         outbox.probe_at = now + min(self._resend_timeout * 2 ** min(outbox.probes, 10), MAX_PROBE_INTERVAL)

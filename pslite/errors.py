@@ -36,6 +36,7 @@ __all__ = [
     "StorageError",
     "UnknownKeyError",
     "WaitTimeout",
+    "WorkerDropped",
     "WorkerFailed",
     "WorkerFinished",
     "WorkerLeft",
@@ -355,6 +356,10 @@ class PeerLost(PeerError):
 
     def describe(self) -> str:
         return f"{self.node} is lost: {self.reason}"
+
+
+class WorkerDropped(PeerLost):
+    """Tells that a worker is lost in a job that goes on without such workers (``on_worker_lost='shrink'``)."""
 
 
 class WorkerFinished(PeerError):

@@ -15,7 +15,7 @@ from pslite.errors import JoinError, PeerError, PeerLost, ProtocolError, PSError
 from pslite.van.base import LinkDown, LinkUp, Received, Rejected, VanEvent
 from pslite.wire import Flag, Kind, Link, Message, Op
 
-from .membership import LOST_AFTER, Hint
+from .membership import LOST_AFTER, Hint, Member
 from .scheduler import Scheduler
 
 LOOPBACK: Link = 0  # the link of a process to itself
@@ -47,6 +47,21 @@ class PeerEnded:
 
 
 @dataclass(slots=True)
+class PeerAway:
+    """Tell the application that a node died, and that its successor is awaited."""
+
+    node: int
+    error: PeerError
+
+
+@dataclass(slots=True)
+class PeerBack:
+    """Tell the application that a node is there again, as another process."""
+
+    node: int
+
+
+@dataclass(slots=True)
 class Forget:
     """Nothing will come any more from the process with this incarnation."""
 
@@ -61,7 +76,7 @@ class Log:
     text: str
 
 
-Action = Send | Connect | Deliver | PeerEnded | Forget | Log
+Action = Send | Connect | Deliver | PeerEnded | PeerAway | PeerBack | Forget | Log
 Handler = Callable[[float, Message], list[Action]]
 
 
@@ -75,6 +90,7 @@ class Peer:
     host: str
     pid: int
     ended: PeerError | None = None
+    away: bool = False  # it died, and its successor is awaited
 
     @property
     def name(self) -> str:
@@ -98,6 +114,11 @@ class Core:
     fatal: PSError | None = None  # why this process cannot go on
     first_failure: PeerError | None = None  # the first peer that failed or was lost; others follow it
     why: Callable[[Message], list[str]] = lambda _: []  # what a parked application request waits for
+    again: bool = False  # this process took the place of one that died
+    policy: str = "raise"  # what becomes of the others when a worker dies
+    epoch: int = 0  # of the table of members, as the scheduler told it last
+    returns: bool = False  # servers that die come again: a broken connection is the scheduler's to judge
+    _acknowledged: list[tuple[int, int, int]] = field(default_factory=list)  # successors that nodes have heard of
     _early: list[tuple[Link, Message]] = field(default_factory=list)  # requests that came before the welcome
     _known_links: set[int] = field(default_factory=set)  # links of ours that were up once, by node
     _down_since: dict[int, float] = field(default_factory=dict)  # links of ours that are broken, by node
@@ -109,10 +130,14 @@ class Core:
 
     # -- joining ------------------------------------------------------------------------------------------------------
 
-    def join(self, now: float, wish: int | None, addresses: list[str], host: str, pid: int) -> list[Action]:
+    def join(
+        self, now: float, wish: int | None, addresses: list[str], host: str, pid: int,
+        restarts: int = 0, on_worker_lost: str = ""
+    ) -> list[Action]:  # fmt: skip
         """Ask the scheduler for membership; the answer comes when everybody is there."""
         self.delivery.open(ids.SCHEDULER, ids.SCHEDULER)
-        message = Message(Kind.REQUEST, op=Op.JOIN, body=[self.role, wish, addresses, host, pid])
+        body = [self.role, wish, addresses, host, pid, restarts, on_worker_lost]
+        message = Message(Kind.REQUEST, op=Op.JOIN, body=body)
         self.joining, sends = self.delivery.request(now, ids.SCHEDULER, message, self._on_welcome)
         return list(sends)
 
@@ -127,6 +152,11 @@ class Core:
             self.delivery.node, self.delivery.job = body["node"], body["job"]
             scheduler = [ids.SCHEDULER, reply.incarnation, [], "", 0]
             self._fill_roster(body["workers"], body["servers"], [scheduler, *body["roster"]])
+            self.policy, self.again, self.epoch = body["policy"], body.get("again", False), body.get("epoch", 0)
+            for node, error in body.get("gone", {}).items():
+                self.roster[node].ended = _peer_error(node, error)
+            for node in body.get("away", ()):
+                self._suspend(node)
         except (LookupError, TypeError) as problem:
             self.fatal = ProtocolError(f"the scheduler's welcome is malformed: {problem!r:.200}")
 
@@ -144,7 +174,7 @@ class Core:
         """The connections to make after joining: a worker's to the servers."""
         if self.role != "worker":
             return []
-        servers = [peer for node, peer in self.roster.items() if ids.role_of(node) == "server"]
+        servers = [peer for node, peer in self.roster.items() if ids.role_of(node) == "server" and not peer.away]
         for peer in servers:
             self.delivery.open(peer.node, peer.node)
         return [Connect(peer.node, peer.addresses) for peer in servers]
@@ -180,11 +210,14 @@ class Core:
             return self._relay(link, message)
         if message.kind == Kind.REQUEST:
             return self._on_request(now, link, message)
+        known = self.roster.get(message.sender)
+        if known is not None and (known.incarnation != message.incarnation or known.away):
+            return self._refuse(link, message, "another process has its place")
         if message.kind == Kind.REPLY:
             pending, sends = self.delivery.on_reply(now, link, message)
             if pending is not None:
                 pending.on_reply(message)
-            return list(sends)
+            return [*sends, *self._settle(now)]
         if message.kind == Kind.PROBE:
             return list(self.delivery.on_probe(link, message, self._why))
         if message.kind == Kind.STATUS:
@@ -204,6 +237,8 @@ class Core:
             return self._refuse(link, message, "this process is not a member of the job")
         if known is not None and known.ended is not None and not isinstance(known.ended, WorkerFinished):
             return self._refuse(link, message, f"it was given up: {known.ended}")
+        if known is not None and known.away:
+            return self._refuse(link, message, "it was taken for dead, and its successor is awaited")
         ready, actions = self.delivery.on_request(link, message)
         result: list[Action] = list(actions)
         for request in ready:
@@ -214,12 +249,12 @@ class Core:
         if request.op in (Op.DATA, Op.SIMPLE):
             return [Deliver(request)]
         if request.op == Op.EVENT and request.sender == ids.SCHEDULER:
-            return self._on_scheduler_event(request)
+            return self._on_scheduler_event(now, request)
         if self.scheduler is None:
             return self.answer(
                 request, error=ProtocolError(f"{ids.name_of(self.node)} does not serve operation {request.op}")
             )
-        return self._run(now, self.scheduler.on_request(link, request))
+        return self._run(now, self.scheduler.on_request(link, request, now))
 
     def _refuse(self, link: Link, message: Message, reason: str) -> list[Action]:
         if message.kind not in (Kind.REQUEST, Kind.PROBE):
@@ -242,21 +277,22 @@ class Core:
     def _relay(self, link: Link, message: Message) -> list[Action]:
         onward = self.delivery.link_to(message.recver)
         peer = self.roster.get(message.recver)
-        if onward is None or peer is None or peer.ended is not None or onward == link:
+        if onward is None or peer is None or peer.ended is not None or peer.away or onward == link:
             return []  # the sender hears of lost members by an event
         return [Send(onward, message)]
 
-    def _on_scheduler_event(self, request: Message) -> list[Action]:
-        """``body = ["ended", node, error]`` or ``["over", clean]``."""
+    def _on_scheduler_event(self, now: float, request: Message) -> list[Action]:
+        """``body`` is ``["ended" or "away", node, error]``, ``["back", roster entry]`` or ``["over", clean]``."""
         kind, *rest = request.body
         actions = self.answer(request)
         if kind == "over":
             self.job_over, self.job_clean = True, bool(rest[0])
             return actions
-        error = PSError.from_wire(rest[1])
-        return actions + self.lose(
-            rest[0], error if isinstance(error, PeerError) else PeerLost(node=str(rest[0]), reason=str(error))
-        )
+        self.epoch += 1
+        if kind == "back":
+            return actions + self._back(now, Peer(*rest[0]))
+        error = _peer_error(rest[0], rest[1])
+        return actions + (self._away(rest[0], error) if kind == "away" else self.lose(rest[0], error))
 
     # -- the end of peers ---------------------------------------------------------------------------------------------
 
@@ -274,6 +310,46 @@ class Core:
         for pending in self.delivery.fail(node):
             pending.on_reply(error)
         return [*actions, PeerEnded(node, error)]
+
+    def _away(self, node: int, error: PeerError) -> list[Action]:
+        """A peer died, and its successor is awaited."""
+        peer = self.roster.get(node)
+        if peer is None or peer.ended is not None or peer.away:
+            return []
+        self._suspend(node)
+        if self.scheduler is not None:  # it asks members for nothing that outlives them
+            for pending in self.delivery.fail(node):
+                pending.on_reply(error)
+        return [Forget(peer.incarnation), PeerAway(node, error)]
+
+    def _suspend(self, node: int) -> None:
+        peer = self.roster[node]
+        peer.away = True
+        self.delivery.suspend(node, peer.incarnation)
+        self._down_since.pop(node, None)
+        self._known_links.discard(node)
+
+    def _back(self, now: float, peer: Peer, link: Link = ids.SCHEDULER) -> list[Action]:
+        """Another process has taken the place of a peer, by a link of its own if it is one that we connect to."""
+        before = self.roster.get(peer.node)
+        if before is not None and before.incarnation == peer.incarnation:
+            return []
+        actions: list[Action] = []
+        if before is not None and not before.away:
+            actions += self._away(peer.node, PeerLost(node=before.name, reason="another process has its place"))
+        self.roster[peer.node] = peer
+        if self.role == "worker" and ids.role_of(peer.node) == "server":
+            actions.append(Connect(peer.node, peer.addresses))
+            link = peer.node
+        return [*actions, *self.delivery.resume(now, peer.node, link), PeerBack(peer.node)]
+
+    def _settle(self, now: float) -> list[Action]:
+        """Let the scheduler hear of what nodes have acknowledged; those that ended count as told."""
+        actions: list[Action] = []
+        while self._acknowledged:
+            assert self.scheduler is not None
+            actions += self._run(now, self.scheduler.acknowledged(*self._acknowledged.pop()))
+        return actions
 
     def _lose_scheduler(self, now: float, since: float) -> list[Action]:
         if self.job_over:
@@ -324,12 +400,12 @@ class Core:
             del self._down_since[node]
             if node == ids.SCHEDULER:
                 actions += self._lose_scheduler(now, since)
-            else:
+            elif not self.returns:
                 reason = f"its connection broke {now - since:.1f} s ago and did not come back"
                 actions += self.lose(node, PeerLost(node=self.roster[node].name, reason=reason))
         if self.scheduler is not None:
             actions += self._run(now, self.scheduler.on_timer(now))
-        return actions
+        return actions + self._settle(now)
 
     def next_timer(self) -> float:
         """When ``on_timer`` is due."""
@@ -344,7 +420,12 @@ class Core:
     def on_hints(self, now: float, hints: Sequence[Hint]) -> list[Action]:
         """The launcher's table of processes was read."""
         assert self.scheduler is not None
-        return self._run(now, self.scheduler.on_hints(hints, now))
+        return self._run(now, self.scheduler.on_hints(hints, now)) + self._settle(now)
+
+    def given_up(self) -> list[tuple[str, int, int]]:
+        """Role, rank and pid of the processes that are taken for dead, and may only be stopped."""
+        assert self.scheduler is not None
+        return [(m.role, m.rank, m.pid) for m in self.scheduler.membership.away()]
 
     def on_unreachable(self, now: float, link: Link) -> None:
         """The van found no connection for a message."""
@@ -362,6 +443,11 @@ class Core:
         actions += self._beats(step.beats)
         for node, error in step.ended:
             actions += self.lose(node, error)
+        for node, error in step.away:
+            actions += self._away(node, error)
+        for member in step.back:
+            actions += self._back(now, Peer(*member.entry()), member.link)
+            actions += self._announce(now, member)
         for node, body in step.events:
             message = Message(Kind.REQUEST, op=Op.EVENT, body=body)
             actions += self.request(now, node, message, lambda _: None)[1]
@@ -369,6 +455,15 @@ class Core:
             self.fatal = self.fatal or step.failure
         if step.over is not None:
             self.job_over, self.job_clean = True, step.over
+        return actions
+
+    def _announce(self, now: float, member: Member) -> list[Action]:
+        """Tell all others of a successor, and note who has heard of it."""
+        actions: list[Action] = []
+        for node in list(member.untold):
+            subject = (member.node, member.incarnation, node)
+            message = Message(Kind.REQUEST, op=Op.EVENT, body=["back", member.entry()])
+            actions += self.request(now, node, message, lambda _, s=subject: self._acknowledged.append(s))[1]  # type: ignore[misc]
         return actions
 
     def beat_all(self, now: float) -> list[Action]:
@@ -390,6 +485,12 @@ class Core:
         own = [ids.SCHEDULER, self.delivery.incarnation, [], "", 0]
         counts = membership.wanted
         self._fill_roster(counts["worker"], counts["server"], [own, *(m.entry() for m in membership.members)])
+
+
+def _peer_error(node: int, wire: Any) -> PeerError:
+    """Why a node ended, as the scheduler tells it."""
+    error = PSError.from_wire(wire)
+    return error if isinstance(error, PeerError) else PeerLost(node=str(node), reason=str(error))
 
 
 def error_of(reply: Message | PSError) -> PSError | None:

@@ -2,13 +2,16 @@
 
 A process joins with the rank it wishes for; the answer, with everybody's addresses, comes when all are there. A
 member is lost when it cannot be reached for ``LOST_AFTER`` seconds although its connection has had time to come back.
+
+What then becomes of it is the job's policy (``Policy``). A member whose successor is awaited is AWAY. The successor is
+a new incarnation: it is RETURNING until all others have acknowledged that, and so refuse whatever the old one sends.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pslite import ids
@@ -18,6 +21,7 @@ from pslite.errors import (
     PeerLost,
     PSError,
     RendezvousTimeout,
+    WorkerDropped,
     WorkerFailed,
     WorkerFinished,
     WorkerLeft,
@@ -28,6 +32,20 @@ from .barrier import Answer
 
 BEAT_INTERVAL = 0.25  # seconds between two looks at every member's connection
 LOST_AFTER = 0.5  # seconds without a connection: ZeroMQ reconnects within 0.1
+KNOCK_FOR = 3.0  # seconds that a process may wish for a rank whose member is not known to be dead yet
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What becomes of members that die."""
+
+    servers: str = "raise"  # the job fails, or 'wait' for the successor
+    workers: str = "raise"  # likewise, or 'shrink': the others go on
+    wait: float | None = None  # seconds after which nobody waits for a successor any more
+
+    def of(self, role: str) -> str:
+        """The policy for a role."""
+        return self.workers if role == "worker" else self.servers
 
 
 class State(enum.Enum):
@@ -35,6 +53,8 @@ class State(enum.Enum):
 
     JOINING = "joining"
     UP = "up"
+    AWAY = "away"  # it died, and a successor is awaited
+    RETURNING = "returning"  # the successor is here, and the others are being told
     FINISHED = "finished"
     FAILED = "failed"
     LOST = "lost"
@@ -57,7 +77,10 @@ class Member:
     unreachable_since: float | None = None
     beat_failed: bool = False  # the last beat to it found no connection
     disconnected: bool = False  # it has left, and closed its connection
-    error: PeerError | None = None  # why it will not contribute any more
+    error: PeerError | None = None  # why it will not contribute any more, or is away
+    restarts: int = 0  # how often the launcher had started it again
+    away_since: float = 0.0
+    untold: set[int] = field(default_factory=set)  # nodes that have not acknowledged its return
 
     @property
     def node(self) -> int:
@@ -65,7 +88,13 @@ class Member:
 
     @property
     def here(self) -> bool:
-        return self.state in (State.JOINING, State.UP)
+        """Whether its process is in the job."""
+        return self.state in (State.JOINING, State.UP, State.RETURNING)
+
+    @property
+    def expected(self) -> bool:
+        """Whether it will contribute, as far as is known: it is here, or will be again."""
+        return self.here or self.state == State.AWAY
 
     @property
     def name(self) -> str:
@@ -73,6 +102,11 @@ class Member:
         rank = self.rank if self.rank >= 0 else self.wish
         where = f" (pid {self.pid} on {self.host})" if self.pid else ""
         return self.role + (f" {rank}" if rank is not None else "") + where
+
+    @property
+    def wished(self) -> str:
+        """How it is called when it is refused."""
+        return self.role if self.wish is None else f"{self.role} {self.wish}"
 
     def entry(self) -> list[Any]:
         """Its line in the roster that every member gets."""
@@ -96,6 +130,8 @@ class Outcome:
 
     answers: list[Answer] = field(default_factory=list)
     ended: list[Member] = field(default_factory=list)
+    away: list[Member] = field(default_factory=list)  # have just died, and are awaited
+    back: list[Member] = field(default_factory=list)  # their successors, of whom the others must be told
     complete: bool = False  # everybody has joined just now
     failure: PSError | None = None  # the job could not be formed
 
@@ -104,6 +140,8 @@ class Outcome:
         return Outcome(
             earlier.answers + self.answers,
             earlier.ended + self.ended,
+            earlier.away + self.away,
+            earlier.back + self.back,
             earlier.complete or self.complete,
             earlier.failure or self.failure,
         )
@@ -112,8 +150,18 @@ class Outcome:
 class Membership:
     """The scheduler's table of members."""
 
-    def __init__(self, num_workers: int, num_servers: int, job: str, deadline: float | None, now: float) -> None:
+    def __init__(
+        self,
+        num_workers: int,
+        num_servers: int,
+        job: str,
+        deadline: float | None,
+        now: float,
+        policy: Policy = Policy(),
+    ) -> None:
         self.job = job
+        self.policy = policy
+        self.epoch = 0  # of the table of members: changes since all had joined
         self.members: list[Member] = []
         self.complete = False
         self.wanted = {"worker": num_workers, "server": num_servers}
@@ -122,49 +170,105 @@ class Membership:
         self._judged_at = now
         self._hints: list[Hint] = []
         self._leaving: list[Message] = []  # LEAVE requests that wait for all workers
+        self._asked = ""  # the policy for workers that one of them asked for
+        self._knocking: list[Member] = []  # successors of members that are not known to be dead yet
 
     # -- joining ------------------------------------------------------------------------------------------------------
 
-    def join(self, link: Link, request: Message) -> Outcome:
-        """A process wants to be a member: ``body = [role, rank or None, addresses, host, pid]``."""
-        problem, role, wish, addresses, host, pid = self._read_join(request.body)
-        if problem:
-            error = JoinError(node=f"{role} {'' if wish is None else wish}".strip(), reason=problem)
-            return Outcome([Answer(request, error=error)])
-        self.members.append(Member(role, request.incarnation, addresses, host, pid, link, request, wish))
-        if self.missing():
-            return Outcome()
-        return self._form()
+    def join(self, link: Link, request: Message, now: float = 0.0) -> Outcome:
+        """A process wants to be a member.
 
-    def _read_join(self, body: Any) -> tuple[str, str, int | None, list[str], str, int]:
-        if not _is_join(body) or body[0] not in self.wanted:
-            return "the join request is malformed", "a process", None, [], "", 0
-        role, wish, addresses, host, pid = body
+        ``body = [role, rank or None, addresses, host, pid, restarts, on_worker_lost]``.
+        """
+        if not _is_join(request.body) or request.body[0] not in self.wanted:
+            return _refused(request, "a process", "the join request is malformed")
+        role, wish, addresses, host, pid, restarts, on_worker_lost = request.body
+        new = Member(role, request.incarnation, addresses, host, pid, link, request, wish, restarts=restarts)
+        new.away_since = now
         count = self.wanted[role]
+        if wish is not None and not 0 <= wish < count:
+            what = f"rank {wish!r} is not among the {count} {role}s of this job"
+            return _refused(request, new.wished, f"{what}: ranks are 0 to {count - 1}")
+        if self.complete and self.policy.of(role) == "wait" and (before := self._predecessor(new)) is not None:
+            return self._succeed(before, new, now)
+        if on_worker_lost and self._asked and on_worker_lost != self._asked:
+            reason = f"its on_worker_lost={on_worker_lost!r} must be that of the others, {self._asked!r}"
+            return _refused(request, new.wished, reason)
+        self._asked = self._asked or on_worker_lost
         present = [m for m in self.members if m.role == role and m.here]
-        problem = ""
-        if wish is not None and not (isinstance(wish, int) and 0 <= wish < count):
-            problem = f"rank {wish!r} is not among the {count} {role}s of this job: ranks are 0 to {count - 1}"
-        elif self.complete or len(present) >= count:
-            problem = (
-                f"the job has its {count} {role}s already; see DMLC_NUM_WORKER, DMLC_NUM_SERVER and the root address"
-            )
-        elif wish is not None and any(m.wish == wish for m in present):
-            other = next(m for m in present if m.wish == wish)
-            problem = f"{other.name} has that rank: give every {role} its own DMLC_RANK, or none"
-        return problem, role, wish, addresses, host, pid
+        if self.complete or len(present) >= count:
+            what = f"the job has its {count} {role}s already"
+            return _refused(request, new.wished, f"{what}; see DMLC_NUM_WORKER, DMLC_NUM_SERVER and the root address")
+        other = next((m for m in present if wish is not None and m.wish == wish), None)
+        if other is not None:
+            return _refused(request, new.wished, _taken(other))
+        self.members.append(new)
+        return Outcome() if self.missing() else self._form()
 
     def _form(self) -> Outcome:
         for role, rank, member in self._assignment():
             assert member is not None and member.role == role
             member.rank, member.state = rank, State.UP
         self.complete = True
+        if self._asked:
+            self.policy = replace(self.policy, workers=self._asked)
         roster = [m.entry() for m in self.members]
         return Outcome([Answer(m.join, self._welcome(m, roster)) for m in self.members], complete=True)
 
     def _welcome(self, member: Member, roster: list[Any]) -> dict[str, Any]:
         counts = {"workers": self.wanted["worker"], "servers": self.wanted["server"]}
-        return {"node": member.node, "job": self.job, "roster": roster, **counts}
+        return {"node": member.node, "job": self.job, "roster": roster, "policy": self.policy.workers,
+                "epoch": self.epoch, **counts}  # fmt: skip
+
+    # -- coming again -------------------------------------------------------------------------------------------------
+
+    def _predecessor(self, new: Member) -> Member | None:
+        """The member that a process would replace: the one of its rank, or any of its role that is awaited."""
+        same = [m for m in self.members if m.role == new.role and m.expected]
+        return next((m for m in same if (m.rank == new.wish if new.wish is not None else m.state == State.AWAY)), None)
+
+    def _succeed(self, before: Member, new: Member, now: float) -> Outcome:
+        """A process takes the place of a member that is away; if that is not known to be dead, it waits for that."""
+        if before.state != State.AWAY:
+            self._knocking.append(new)
+            if new.restarts > before.restarts:
+                return self.lose(before, "the launcher started it again", now)
+            return Outcome()
+        new.rank, new.state, new.error = before.rank, State.RETURNING, None
+        self.members[self.members.index(before)] = new
+        new.untold = {m.node for m in self.members if m.here and m is not new}
+        self.epoch += 1
+        return Outcome([] if new.untold else self._admit(new), back=[new])
+
+    def acknowledged(self, node: int, incarnation: int, by: int) -> list[Answer]:
+        """A node knows of a successor, or has ended itself; the successor is welcome when all know it."""
+        member = self.find(node)
+        if member is None or member.incarnation != incarnation or member.state != State.RETURNING:
+            return []
+        member.untold.discard(by)
+        return [] if member.untold else self._admit(member)
+
+    def _admit(self, member: Member) -> list[Answer]:
+        member.state = State.UP
+        welcome = self._welcome(member, [m.entry() for m in self.members])
+        gone = {m.node: m.error.to_wire() for m in self.members if m.error is not None and not m.expected}
+        away = [m.node for m in self.away()]
+        return [Answer(member.join, {**welcome, "again": True, "gone": gone, "away": away})]
+
+    def _answer_knocks(self, now: float) -> Outcome:
+        """Let those in whose predecessors are found dead; refuse those whose predecessors live."""
+        outcome, knocking = Outcome(), self._knocking
+        self._knocking = []
+        for new in knocking:
+            before = self._predecessor(new)
+            if before is not None and before.state == State.AWAY:
+                outcome = self._succeed(before, new, now).after(outcome)
+            elif before is None or now - new.away_since >= KNOCK_FOR:
+                reason = "it is not awaited any more" if before is None else _taken(before)
+                outcome = _refused(new.join, new.wished, reason).after(outcome)
+            else:
+                self._knocking.append(new)
+        return outcome
 
     def _assignment(self) -> Iterable[tuple[str, int, Member | None]]:
         """Every rank of every role with the member that has it: wishes first, the rest in order of arrival."""
@@ -190,9 +294,19 @@ class Membership:
     def on_hints(self, hints: Sequence[Hint], now: float) -> Outcome:
         """The launcher's view: a process that ended before it joined fails the job at once."""
         self._hints = list(hints)
-        if not self.complete and any("ended" in name for name in self.missing()):
-            return self._give_up(now)
-        return Outcome()
+        if not self.complete:
+            return self._give_up(now) if any("ended" in name for name in self.missing()) else Outcome()
+        outcome = Outcome()
+        for hint in hints:
+            member = self.find(ids.node_id(hint.role, hint.rank)) if hint.role in self.wanted else None
+            if member is None:
+                continue
+            if member.here and hint.restarts > member.restarts:
+                outcome = self.lose(member, "its process ended", now).after(outcome)
+            elif member.state == State.AWAY and hint.exit is not None:
+                reason = f"it ended with status {hint.exit} and is not started again"
+                outcome = self._end_lost(member, PeerLost(node=member.name, reason=reason)).after(outcome)
+        return outcome
 
     def _give_up(self, now: float) -> Outcome:
         error = RendezvousTimeout(missing=self.missing(), seconds=round(now - self._started, 1))
@@ -224,7 +338,9 @@ class Membership:
     def _release(self) -> list[Answer]:
         """Answer those who wait at the exit: when all workers are gone, or with the error of one that died."""
         bad = next((m.error for m in self.members if m.state in (State.FAILED, State.LOST)), None)
-        if bad is None and any(m.role == "worker" and m.here for m in self.members):
+        if isinstance(bad, WorkerDropped):
+            bad = None
+        if bad is None and any(m.role == "worker" and m.expected for m in self.members):
             return []
         leaving, self._leaving = self._leaving, []
         return [Answer(request, error=bad) for request in leaving]
@@ -233,7 +349,7 @@ class Membership:
         """Who a LEAVE request waits for."""
         if not any(r is request for r in self._leaving):
             return []
-        return [m.name for m in self.members if m.role == "worker" and m.here]
+        return [m.name for m in self.members if m.role == "worker" and m.expected]
 
     def _end(self, member: Member, state: State, error: PeerError) -> None:
         member.state, member.error = state, error
@@ -264,27 +380,45 @@ class Membership:
             elif late > BEAT_INTERVAL:
                 member.unreachable_since = now  # a judge that slept itself does not know how long the others did
             elif member.unreachable_since is not None and now - member.unreachable_since >= LOST_AFTER:
-                outcome = self.lose(member, "its connection broke and did not come back").after(outcome)
+                outcome = self.lose(member, "its connection broke and did not come back", now).after(outcome)
             member.beat_failed = False
+        for member in self.away():
+            if self.policy.wait is not None and now - member.away_since >= self.policy.wait:
+                reason = f"it died, and was not started again within {self.policy.wait:g} s"
+                outcome = self._end_lost(member, PeerLost(node=member.name, reason=reason)).after(outcome)
+        if self._knocking:
+            outcome = self._answer_knocks(now).after(outcome)
         if not self.complete and self._deadline is not None and now >= self._deadline:
             return self._give_up(now)
         return outcome
 
-    def lose(self, member: Member, reason: str) -> Outcome:
+    def lose(self, member: Member, reason: str, now: float = 0.0) -> Outcome:
         """A member died. Before the job is complete that is the end of it, for everybody who has joined."""
+        if self.complete and self.policy.of(member.role) == "wait":
+            member.away_since = now
+            self._end(member, State.AWAY, PeerLost(node=member.name, reason=reason))
+            self.epoch += 1
+            return self._answer_knocks(now).after(Outcome(away=[member]))
+        if self.complete and self.policy.of(member.role) == "shrink":
+            return self._end_lost(member, WorkerDropped(node=member.name, reason=reason))
         if not self.complete:
             others = ", ".join(name for name in self.missing() if not member.name.startswith(name))
             reason += f" while the job was waiting for {others}" if others else ""
         error = PeerLost(node=member.name, reason=reason)
-        self._end(member, State.LOST, error)
         if self.complete:
-            return Outcome(self._release(), [member])
+            return self._end_lost(member, error)
+        self._end(member, State.LOST, error)
         self.complete = True
         answers = [Answer(m.join, error=error) for m in self.members if m.here]
         for other in self.members:
             if other.here:
                 other.state = State.FAILED
         return Outcome(answers, failure=error)
+
+    def _end_lost(self, member: Member, error: PeerError) -> Outcome:
+        self._end(member, State.LOST, error)
+        self.epoch += 1
+        return Outcome(self._release(), [member])
 
     # -- looking up ---------------------------------------------------------------------------------------------------
 
@@ -296,18 +430,39 @@ class Membership:
         """The members of a role that have neither left nor died."""
         return [m for m in self.members if m.role == role and m.here]
 
+    def away(self) -> list[Member]:
+        """The members whose successors are awaited."""
+        return [m for m in self.members if m.state == State.AWAY]
+
+    def expected(self, role: str) -> list[Member]:
+        """The members of a role that are here, or will be again."""
+        return [m for m in self.members if m.role == role and m.expected]
+
     @property
     def clean(self) -> bool:
-        """Whether no member failed or was lost."""
-        return all(m.state not in (State.FAILED, State.LOST) for m in self.members)
+        """Whether no member failed, and none was lost but those that the others can do without."""
+        bad = [m for m in self.members if m.state in (State.FAILED, State.LOST)]
+        return all(isinstance(m.error, WorkerDropped) for m in bad)
 
 
 def _is_join(body: Any) -> bool:
-    """Whether a JOIN's body is ``[role, wish, addresses, host, pid]``; servers have addresses, workers none."""
-    if not (isinstance(body, list) and len(body) == 5):
+    """Whether a JOIN's body is as ``Membership.join`` says; servers have addresses, workers none."""
+    if not (isinstance(body, list) and len(body) == 7):
         return False
-    role, _, addresses, host, pid = body
-    if not (isinstance(role, str) and isinstance(host, str) and isinstance(pid, int)):
+    role, wish, addresses, host, pid, restarts, on_worker_lost = body
+    if on_worker_lost not in ("", "raise", "wait", "shrink"):
+        return False
+    if not (isinstance(role, str) and isinstance(host, str) and type(pid) is int and type(restarts) is int):
+        return False
+    if wish is not None and type(wish) is not int:
         return False
     listed = isinstance(addresses, list) and all(isinstance(address, str) for address in addresses)
     return listed and bool(addresses) == (role == "server")
+
+
+def _refused(request: Message, node: str, reason: str) -> Outcome:
+    return Outcome([Answer(request, error=JoinError(node=node, reason=reason))])
+
+
+def _taken(other: Member) -> str:
+    return f"{other.name} has that rank: give every {other.role} its own DMLC_RANK, or none"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -32,11 +32,12 @@ from pslite.van.base import Van
 from pslite.wire import Kind, Message, Op
 
 from . import addresses
-from .core import Core, error_of
-from .membership import Hint, Membership
+from .core import Core, PeerAway, PeerBack, error_of
+from .membership import Membership, Policy
 from .placement import key_ranges
 from .scheduler import Scheduler
 from .shell import Shell
+from .supervised import Supervised
 
 log = logging.getLogger("pslite")
 
@@ -45,7 +46,16 @@ LAST_QUESTION = 1.0  # seconds that a peer has, at the deadline, to say what it 
 LEAVE_WITHIN = 5.0  # seconds that leaving and closing may take
 _GROUPS = {ids.SERVER_GROUP: "all servers", ids.WORKER_GROUP: "all workers", ids.ALL: "all processes"}
 BEAT_WHEN_LEAVING = 0.02  # at most so many seconds between the scheduler's looks at who is still connected, at the end
+LOOK_AT_PROCESSES = 0.1  # seconds between the scheduler's looks at what the launcher knows
 SAME_AS_CONFIG = object()  # the default of timeouts: Config.timeout
+
+
+@dataclass(slots=True)
+class _Turn:
+    """At one barrier: whose turn it is, and the number of the last one, which changes under that lock."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    number: int = 0
 
 
 class Postoffice:
@@ -67,7 +77,7 @@ class Postoffice:
         incarnation = self._rng.getrandbits(63)
         self._identity = f"{config.job}/{config.role}/{incarnation:016x}"
         delivery = Delivery(incarnation, config.resend_timeout, lambda *sent: self._shell.van.weigh(*sent))
-        self._core = Core(config.role, delivery)
+        self._core = Core(config.role, delivery, returns=config.max_restarts > 0)
         self._shell = Shell(
             self._core,
             van or addresses.open_van(config, self._identity, clock),
@@ -80,9 +90,11 @@ class Postoffice:
         self._customers: dict[tuple[int, int], Callable[[Message], None]] = {}  # (app, customer); under the lock
         self._unclaimed: list[Message] = []  # requests for customers that do not exist yet; under the lock
         # Threads at one barrier take turns: to the scheduler a node that comes again has given up before.
-        self._barriers: dict[tuple[int, int], threading.Lock] = {}  # by (group, customer); under the lock
+        self._barriers: dict[tuple[int, int], _Turn] = {}  # by (group, customer); under the lock
         self._exit_callbacks: list[Callable[[], None]] = []
         self._left = False
+        watched = config.role == "scheduler" and config.job_dir
+        self._supervised = Supervised(Path(config.job_dir)) if watched else None
 
     # -- who and where ------------------------------------------------------------------------------------------------
 
@@ -163,6 +175,20 @@ class Postoffice:
         peer = self._core.roster.get(node)
         return None if peer is None else peer.ended
 
+    def away(self) -> dict[int, str]:
+        """The nodes that died and are awaited, with their names."""
+        return {node: peer.name for node, peer in self._core.roster.items() if peer.away}
+
+    @property
+    def again(self) -> bool:
+        """Whether this process took the place of one that died."""
+        return self._core.again
+
+    @property
+    def policy(self) -> str:
+        """What becomes of the others when a worker dies: 'raise', 'wait' or 'shrink'."""
+        return self._core.policy
+
     # -- joining ------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -187,7 +213,8 @@ class Postoffice:
         delivery.node, delivery.job = ids.SCHEDULER, config.job or f"{self._rng.getrandbits(64):016x}"
         now = self._clock()
         deadline = None if config.start_timeout is None else now + config.start_timeout
-        membership = Membership(config.num_workers, config.num_servers, delivery.job, deadline, now)
+        policy = Policy("wait" if config.max_restarts else "raise", config.policy, config.start_timeout)
+        membership = Membership(config.num_workers, config.num_servers, delivery.job, deadline, now, policy)
         self._core.scheduler = Scheduler(membership)
         [root] = addresses.to_listen(config, self._identity)
         self._shell.van.bind(root, config.root_fd)
@@ -197,16 +224,22 @@ class Postoffice:
         assert self._core.scheduler is not None
         while not self._shell.wait_until(lambda: self._core.ready, self._clock() + 0.5):
             log.info("waiting for %s", ", ".join(self._core.scheduler.membership.missing()))
-            if self.config.job_dir:
-                hints = _read_hints(Path(self.config.job_dir) / "processes.json")
-                self._shell.do(lambda now: self._core.on_hints(now, hints))  # noqa: B023 - runs at once
+            self._look_at_processes()
+
+    def _look_at_processes(self) -> None:
+        """Take in what the launcher knows about the processes of the job, and say which of them are lost to us."""
+        if self._supervised is not None:
+            hints = self._supervised.read()
+            self._shell.do(lambda now: self._core.on_hints(now, hints))
+            self._supervised.report(self._core.given_up())
 
     def _join_job(self) -> None:
         config = self.config
         self._core.delivery.job = config.job
         own = [self._shell.van.bind(a) for a in addresses.to_listen(config, self._identity)]
         self._shell.van.connect(ids.SCHEDULER, config.root)
-        self._shell.do(lambda now: self._core.join(now, config.rank, own, socket.gethostname(), os.getpid()))
+        wishes = config.rank, own, socket.gethostname(), os.getpid(), config.restarts, config.on_worker_lost
+        self._shell.do(lambda now: self._core.join(now, *wishes))
         self._shell.start()
         limit = None if config.start_timeout is None else self._clock() + config.start_timeout + 1
         if not self._shell.wait_until(lambda: self._core.ready, limit) and not self._ask_who_is_missing():
@@ -322,8 +355,11 @@ class Postoffice:
         assert isinstance(result[0], Message)
         return result[0].body
 
-    def barrier(self, group: int, customer: int = 0, timeout: Any = SAME_AS_CONFIG) -> None:
+    def barrier(self, group: int, customer: int = 0, timeout: Any = SAME_AS_CONFIG, number: int | None = None) -> None:
         """Wait until every node of the group is at this barrier; barriers of different customers are separate.
+
+        ``number``: grows with each barrier, and is the same for a process that was restarted and comes to it again; the
+        default counts. One that this node has passed before it was restarted is passed at once.
 
         Raises BarrierTimeout that names the missing, or the PeerError of a member that will not come.
         """
@@ -333,9 +369,10 @@ class Postoffice:
             )
         what = f"the barrier of {_GROUPS.get(group, group)}"
         with self._shell.lock:
-            turn = self._barriers.setdefault((group, customer), threading.Lock())
-        with turn:
-            self.call(ids.SCHEDULER, Op.BARRIER, group, what, customer, timeout, BarrierTimeout)
+            turn = self._barriers.setdefault((group, customer), _Turn())
+        with turn.lock:
+            turn.number = turn.number + 1 if number is None else number
+            self.call(ids.SCHEDULER, Op.BARRIER, [group, turn.number], what, customer, timeout, BarrierTimeout)
 
     def publish(self, records: dict[str, Any]) -> None:
         """Add records to the job's directory; raises ConflictError if one exists with another content."""
@@ -407,6 +444,11 @@ class Postoffice:
                 if peer.ended is not None:
                     self._shell.deliver(partial(callback, peer.node, peer.ended))
 
+    def on_peer_moved(self, callback: Callable[[PeerAway | PeerBack], None]) -> None:
+        """``callback`` runs on the leading thread when a node died and is awaited, and when it is back."""
+        with self._shell.lock:
+            self._shell.on_peer_moved.append(callback)
+
     # -- leaving ------------------------------------------------------------------------------------------------------
 
     def add_exit_callback(self, callback: Callable[[], None]) -> None:
@@ -427,7 +469,11 @@ class Postoffice:
 
     def wait_job_over(self) -> None:
         """Serve until every worker has left; raises what ended this process's part early."""
-        self._shell.wait_until(lambda: self._core.job_over, None)
+        supervised = self._supervised is not None and self.config.max_restarts > 0
+        while not self._shell.wait_until(
+            lambda: self._core.job_over, self._clock() + LOOK_AT_PROCESSES if supervised else None
+        ):
+            self._look_at_processes()
 
     def finalize(self, do_barrier: bool = True) -> None:
         """Leave the job and close everything; with ``do_barrier`` only when all processes have come here."""
@@ -467,12 +513,3 @@ class Postoffice:
     def __repr__(self) -> str:
         state = "joined" if self._core.ready else "joining"
         return f"<Postoffice {self.name if self._core.ready else self.role} {state} {self._core.delivery!r}>"
-
-
-def _read_hints(path: Path) -> list[Hint]:
-    """The launcher's table of the job's processes; empty if there is none."""
-    try:
-        table = json.loads(path.read_text())
-        return [Hint(p["role"], p["rank"], p["pid"], p["exit"], p.get("restarts", 0)) for p in table]
-    except (OSError, ValueError, KeyError, TypeError):  # by hand there is no table, and it is only a hint
-        return []

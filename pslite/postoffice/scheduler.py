@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pslite import ids
-from pslite.errors import PeerError, PeerLost, ProtocolError, PSError, WorkerFinished
+from pslite.errors import PeerError, PeerLost, ProtocolError, PSError, WorkerDropped, WorkerFinished
 from pslite.wire import Link, Message, Op
 
 from .barrier import Answer, Barriers
@@ -22,6 +22,8 @@ class Step:
     answers: list[Answer] = field(default_factory=list)
     ended: list[tuple[int, PeerError]] = field(default_factory=list)
     events: list[tuple[int, list[Any]]] = field(default_factory=list)  # node, body of an EVENT request
+    away: list[tuple[int, PeerError]] = field(default_factory=list)  # nodes that have just died, and are awaited
+    back: list[Member] = field(default_factory=list)  # their successors: all in ``untold`` must be told
     beats: list[Link] = field(default_factory=list)
     complete: bool = False
     failure: PSError | None = None
@@ -37,10 +39,10 @@ class Scheduler:
         self._directory = Directory()
         self._over = False
 
-    def on_request(self, link: Link, request: Message) -> Step:
+    def on_request(self, link: Link, request: Message, now: float = 0.0) -> Step:
         """Serve one request; the answer may come with a later step."""
         if request.op == Op.JOIN:
-            return self._carry(self.membership.join(link, request))
+            return self._carry(self.membership.join(link, request, now))
         if not _is_well_formed(request):
             return Step([Answer(request, error=ProtocolError(f"the body of operation {request.op} is malformed"))])
         member = self.membership.find(request.sender)
@@ -55,17 +57,18 @@ class Scheduler:
         return Step([Answer(request, error=ProtocolError(f"the scheduler does not serve operation {request.op}"))])
 
     def _barrier(self, request: Message) -> list[Answer]:
-        group = request.body
-        members = ids.members(group, self.membership.wanted["server"], self.membership.wanted["worker"])
-        gone = next((m for m in self.membership.members if not m.here and m.node in members), None)
-        if gone is not None:
-            return [Answer(request, error=_at("this barrier", gone))]
-        return self._barriers.enter(request, group, members)
+        group, number = request.body
+        members = set(ids.members(group, self.membership.wanted["server"], self.membership.wanted["worker"]))
+        for member in [m for m in self.membership.members if not m.expected and m.node in members]:
+            if not isinstance(member.error, WorkerDropped):
+                return [Answer(request, error=_at("this barrier", member))]
+            members.discard(member.node)
+        return self._barriers.enter(request, group, members, number)
 
     def _lookup(self, request: Message) -> list[Answer]:
         answers = self._directory.lookup(request, request.body)
         publisher = self.membership.find(ids.worker_id(0))
-        if not answers and publisher is not None and not publisher.here:
+        if not answers and publisher is not None and not publisher.expected:
             return self._directory.fail(_at("the init of this key", publisher))
         return answers
 
@@ -94,6 +97,10 @@ class Scheduler:
         """The launcher's table of processes was read."""
         return self._carry(self.membership.on_hints(hints, now))
 
+    def acknowledged(self, node: int, incarnation: int, by: int) -> Step:
+        """A node knows of another one's successor, or will not hear of it any more."""
+        return Step(self.membership.acknowledged(node, incarnation, by))
+
     def missing(self, request: Message) -> list[str]:
         """Who a parked request waits for."""
         if request.op == Op.JOIN:
@@ -106,14 +113,19 @@ class Scheduler:
 
     def _carry(self, outcome: Outcome) -> Step:
         """Turn a change of membership into answers, events and the end of the job."""
-        step = Step(outcome.answers, complete=outcome.complete, failure=outcome.failure)
+        step = Step(outcome.answers, complete=outcome.complete, failure=outcome.failure, back=outcome.back)
         for member in outcome.ended:
             step = self._end(member, step)
+        for member in outcome.away:
+            assert member.error is not None
+            self._barriers.on_away(member.node)
+            step.events += self._tell_all(["away", member.node, member.error.to_wire()])
+            step.away.append((member.node, member.error))
         if (
             self.membership.members
             and self.membership.complete
             and not self._over
-            and not self.membership.here("worker")
+            and not self.membership.expected("worker")
         ):
             self._over, step.over = True, self.membership.clean
             step.events += [(m.node, ["over", self.membership.clean]) for m in self.membership.here("server")]
@@ -122,13 +134,18 @@ class Scheduler:
     def _end(self, member: Member, step: Step) -> Step:
         error = member.error
         assert error is not None
-        step.answers += self._barriers.on_gone(member.node, _at("this barrier", member))
+        if isinstance(error, WorkerDropped):
+            step.answers += self._barriers.on_dropped(member.node)
+        else:
+            step.answers += self._barriers.on_gone(member.node, _at("this barrier", member))
         if member.node == ids.worker_id(0):
             step.answers += self._directory.fail(_at("the init of this key", member))
-        body = ["ended", member.node, error.to_wire()]
-        step.events += [(m.node, body) for m in self.membership.members if m.here]
+        step.events += self._tell_all(["ended", member.node, error.to_wire()])
         step.ended.append((member.node, error))
         return step
+
+    def _tell_all(self, body: list[Any]) -> list[tuple[int, list[Any]]]:
+        return [(m.node, body) for m in self.membership.members if m.here]
 
 
 def _is_well_formed(request: Message) -> bool:
@@ -140,7 +157,9 @@ def _is_well_formed(request: Message) -> bool:
         return isinstance(body, dict) and all(isinstance(name, str) for name in body)
     if request.op == Op.LOOKUP:
         return isinstance(body, list) and all(isinstance(name, str) for name in body)
-    return request.op != Op.BARRIER or isinstance(body, int)
+    if request.op == Op.BARRIER:
+        return isinstance(body, list) and [type(part) for part in body] == [int, int]
+    return True
 
 
 def _at(what: str, member: Member) -> PeerError:

@@ -21,7 +21,7 @@ from pslite.flow import Arrivals
 from pslite.van.base import Received, Van, VanEvent
 from pslite.wire import Kind, Message
 
-from .core import FOR_EVER, LOOPBACK, Action, Connect, Core, Deliver, Forget, Log, PeerEnded
+from .core import FOR_EVER, LOOPBACK, Action, Connect, Core, Deliver, Forget, Log, PeerAway, PeerBack, PeerEnded
 
 log = logging.getLogger("pslite")
 
@@ -58,6 +58,7 @@ class Shell:
         self.lock = threading.Lock()
         self.on_deliver: Callable[[Message], None] = lambda message: None
         self.on_peer_ended: list[Callable[[int, PeerError], None]] = []
+        self.on_peer_moved: list[Callable[[PeerAway | PeerBack], None]] = []
         self.now = clock  # of all deadlines, in seconds
         self._drop_rate = drop_rate
         self._rng = rng
@@ -103,6 +104,9 @@ class Shell:
             elif isinstance(action, PeerEnded):
                 for call in self.on_peer_ended:
                     self._deliveries.add(partial(call, action.node, action.error))
+            elif isinstance(action, (PeerAway, PeerBack)):
+                for tell in self.on_peer_moved:
+                    self._deliveries.add(partial(tell, action))
             elif isinstance(action, Forget):
                 self.van.forget(action.incarnation)
             else:

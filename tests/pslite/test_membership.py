@@ -31,7 +31,7 @@ class Job:
 
     def join(self, role: str, wish: int | None = None, pid: int = 0, body: Any = None) -> Outcome:
         self._serial += 1
-        body = body or [role, wish, [f"tcp://h:{self._serial}"] if role == "server" else [], "host", pid]
+        body = body or [role, wish, [f"tcp://h:{self._serial}"] if role == "server" else [], "host", pid, 0, ""]
         request = Message(Kind.REQUEST, op=Op.JOIN, incarnation=self._serial, body=body)
         return self.membership.join(f"link{self._serial}".encode(), request)
 
@@ -265,14 +265,14 @@ class Services:
 def test_a_barrier_with_a_member_that_is_gone_fails_at_once() -> None:
     services = Services()
     services.ask(11, Op.LEAVE, ["finished", "", False])
-    [answer] = services.ask(9, Op.BARRIER, 4).answers
+    [answer] = services.ask(9, Op.BARRIER, [4, 1]).answers
     assert isinstance(answer.error, WorkerFinished)
     assert "worker 1" in str(answer.error)
 
 
 def test_a_barrier_breaks_when_a_member_leaves_and_all_hear_of_it() -> None:
     services = Services(workers=3)
-    assert services.ask(9, Op.BARRIER, 4).answers == []
+    assert services.ask(9, Op.BARRIER, [4, 1]).answers == []
     step = services.ask(11, Op.LEAVE, ["failed", "ValueError: x", False])
     assert sorted(type(a.error).__name__ for a in step.answers) == ["NoneType", "WorkerFailed"]
     assert sorted(node for node, _ in step.events) == [8, 9, 13]
@@ -309,7 +309,7 @@ def test_an_operation_that_is_unknown_is_refused() -> None:
 
 def test_it_says_whom_a_parked_request_waits_for() -> None:
     services = Services()
-    barrier = Message(Kind.REQUEST, op=Op.BARRIER, sender=9, body=4)
+    barrier = Message(Kind.REQUEST, op=Op.BARRIER, sender=9, body=[4, 1])
     lookup = Message(Kind.REQUEST, op=Op.LOOKUP, sender=9, body=["k"])
     leave = Message(Kind.REQUEST, op=Op.LEAVE, sender=9, body=["finished", "", True])
     assert services.scheduler.on_request(b"", barrier).answers == []
