@@ -37,6 +37,7 @@ class InprocCluster:
             **{"timeout": 30.0, "start_timeout": 30.0, **settings},
         )
         self._seed = seed
+        self._before: list[Postoffice] = []  # those that others have taken the place of
         self.scheduler = self._office("scheduler", 0)
         self.servers = [self._office("server", rank) for rank in range(servers)]
         self.workers = [self._office("worker", rank) for rank in range(workers)]
@@ -48,7 +49,7 @@ class InprocCluster:
 
     def _office(self, role: str, rank: int, restarts: int = 0) -> Postoffice:
         config = replace(self._config, role=role, rank=None if role == "scheduler" else rank, restarts=restarts)
-        name = f"{role} {rank}" + f" ({restarts})" * bool(restarts)
+        name = f"{role} {rank}" + f" again ({restarts})" * bool(restarts)
         return Postoffice(config, van=InprocVan(self.hub, name), rng=Random(f"{self._seed}/{role}/{rank}/{restarts}"))
 
     def __enter__(self) -> InprocCluster:
@@ -62,7 +63,7 @@ class InprocCluster:
 
     def close(self) -> None:
         """Close all processes at once."""
-        for office in reversed(self.offices):
+        for office in [*reversed(self.offices), *self._before]:
             office.close()
 
     def kill(self, office: Postoffice) -> None:
@@ -70,10 +71,16 @@ class InprocCluster:
         self.hub.kill(self.van_of(office))
 
     def restart(self, office: Postoffice) -> Postoffice:
-        """Another process in place of one, which is killed if it lives; it has not joined yet: ``start()`` it."""
-        self.kill(office)
+        """Another process in place of one that was killed, or is now; it has not joined yet: ``start()`` it."""
+        if not self.van_of(office).dead:
+            self.kill(office)
+        return self.replace(office)
+
+    def replace(self, office: Postoffice) -> Postoffice:
+        """Another process in place of one that may live on, as when it was taken for dead by mistake."""
         known = self.servers if office.role == "server" else self.workers
         rank = known.index(office)
+        self._before.append(office)
         known[rank] = self._office(office.role, rank, office.config.restarts + 1)
         return known[rank]
 

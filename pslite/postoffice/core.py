@@ -261,6 +261,7 @@ class Core:
             return []
         error = JoinError(node=ids.name_of(message.sender) if message.sender else "this process", reason=reason)
         reply = Message(Kind.REPLY, job=message.job, sender=self.node or ids.SCHEDULER, recver=message.sender)
+        reply.incarnation = self.delivery.incarnation
         # Of the requests that a probe asks about, the oldest is refused, and by the next probes the others.
         reply.seq = message.floor if message.kind == Kind.PROBE else message.seq
         reply.flags, reply.body = Flag.ERROR, error.to_wire()
@@ -445,12 +446,12 @@ class Core:
             actions += self.lose(node, error)
         for node, error in step.away:
             actions += self._away(node, error)
-        for member in step.back:
-            actions += self._back(now, Peer(*member.entry()), member.link)
-            actions += self._announce(now, member)
         for node, body in step.events:
             message = Message(Kind.REQUEST, op=Op.EVENT, body=body)
             actions += self.request(now, node, message, lambda _: None)[1]
+        for member in step.back:  # after the events that say that their predecessors died
+            actions += self._back(now, Peer(*member.entry()), member.link)
+            actions += self._announce(now, member)
         if step.failure is not None:
             self.fatal = self.fatal or step.failure
         if step.over is not None:

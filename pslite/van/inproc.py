@@ -73,6 +73,7 @@ class InprocVan(Van):
         with self.hub.lock:
             self.addresses[node] = self.wanted[node] = address
             self.links[node] = None
+            self.queued.pop(node, None)  # it was for another process
             peer = self.hub.bound.get(address)
             if peer is not None:
                 self.establish(node, peer)
