@@ -49,8 +49,6 @@ class Config:
     bigarray_bound: int = 1_000_000  # elements: a larger array is split over the servers
     p3: bool = False  # cut every array into slices that go by priority
     slice_threshold: int = 40_000  # elements of a slice
-    max_restarts: int = 0  # how often the launcher starts a process again that died; 0: a death ends the job
-    restarts: int = 0  # how often it has started this one again
     on_worker_lost: str = ""  # what others do when a worker dies; "": wait if it may be started again, else raise
     notices: tuple[str, ...] = field(default=(), compare=False)
 
@@ -85,8 +83,6 @@ class Config:
             bigarray_bound=read.number("MXNET_KVSTORE_BIGARRAY_BOUND", 1_000_000, int, 1),
             p3=read.choice("DMLC_PS_VAN_TYPE", "zmq", VANS) == "p3",
             slice_threshold=read.number("MXNET_KVSTORE_SLICE_THRESHOLD", 40_000, int, 1),
-            max_restarts=read.number("PSLITE_MAX_RESTARTS", 0, int, 0),
-            restarts=read.number("PSLITE_RESTARTS", 0, int, 0),
             on_worker_lost=read.choice("PSLITE_ON_WORKER_LOST", "", ("", *ON_WORKER_LOST)),
             notices=("PS_RESEND is not needed: delivery is always on",) if "PS_RESEND" in env else (),
         )
