@@ -21,7 +21,7 @@ from kvstore.rules import Rule
 from kvstore.spec import Spec
 from kvstore.value import Value
 
-from .entry import Contribution, Entry
+from .entry import Contribution, Entry, Number
 from .ticket import Ticket
 
 _NOTHING = np.empty(0)  # the value of a key while a bundle has it
@@ -59,7 +59,11 @@ class Bundle(Entry):
         value.replace(_joined([v.data for v in values]))
         versions = np.array([v.version for v in values], np.uint64)
         begun = members[0].rounds
-        bundle = Bundle(value, False, rounds=begun, id=id, members=list(members), versions=versions, begun=begun)
+        taken, applied = _columns([entry.taken for entry in members]), _columns([entry.applied for entry in members])
+        bundle = Bundle(
+            value, False, rounds=begun, taken=taken, applied=applied, id=id, members=list(members), versions=versions,
+            begun=begun,
+        )  # fmt: skip
         for entry in members:
             entry.bundle = bundle
             entry.value.data, entry.value.spare, entry.value.state = _NOTHING, None, {}
@@ -78,6 +82,8 @@ class Bundle(Entry):
         """Give each key its part of the values and the slots, and of everything that waits; returns whose that was."""
         data, state = self.parts(self.value.data), {n: self.parts(slot) for n, slot in self.value.state.items()}
         versions = self.version.tolist()
+        taken = {rank: self.each(numbers) for rank, numbers in self.taken.items()}
+        applied = {rank: self.each(numbers) for rank, numbers in self.applied.items()}
         for i, entry in enumerate(self.members):
             value, entry.bundle = entry.value, None
             value.replace(data[i])
@@ -85,6 +91,8 @@ class Bundle(Entry):
             value.state = {name: slots[i] for name, slots in state.items()}
             value.count, value.rule = self.value.count, self.value.rule
             entry.rounds += self.rounds - self.begun
+            entry.taken = {rank: int(numbers[i]) for rank, numbers in taken.items()}
+            entry.applied = {rank: int(numbers[i]) for rank, numbers in applied.items()}
         for rank, queue in self.queues.items():
             for whole in queue:
                 self._hand_out(rank, whole)
@@ -93,9 +101,13 @@ class Bundle(Entry):
     def _hand_out(self, rank: int, whole: Contribution) -> None:
         assert whole.content is None or isinstance(whole.content, np.ndarray), "a bundle has whole values"
         contents = [None] * self.keys if whole.content is None else self.parts(whole.content)
-        places = whole.ticket.per_key(self.keys)
-        for entry, content, (ticket, index) in zip(self.members, contents, places, strict=True):
-            entry.add(rank, Contribution(ticket, index, content, None, whole.rule))
+        places, numbers = whole.ticket.per_key(self.keys), self.each(whole.number)
+        for i, (entry, content, (ticket, index)) in enumerate(zip(self.members, contents, places, strict=True)):
+            entry.add(rank, Contribution(ticket, index, content, None, whole.rule, int(numbers[i])))
+
+    def each(self, number: Number) -> NDArray[np.uint64]:
+        """A number of every key."""
+        return np.broadcast_to(np.asarray(number, np.uint64), (self.keys,))
 
     def parts(self, flat: Array) -> list[Array]:
         """Each key's part of an array, as a view."""
@@ -115,6 +127,12 @@ def split(flat: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
         parts.append(flat[low:high].reshape(shape))
         low = high
     return parts
+
+
+def _columns(tables: Sequence[dict[int, Number]]) -> dict[int, Number]:
+    """Numbers by rank, of each of several keys."""
+    ranks = {rank for table in tables for rank in table}
+    return {rank: np.array([table.get(rank, 0) for table in tables], np.uint64) for rank in ranks}
 
 
 def _joined(arrays: list[Array]) -> Array:

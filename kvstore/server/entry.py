@@ -14,6 +14,9 @@ from kvstore.value import Value
 
 from .ticket import Ticket
 
+Number = int | NDArray[np.uint64]
+"""The number of a worker's push of a key, or in a bundle of each of its keys. It grows with every push."""
+
 
 @dataclass(slots=True, eq=False)
 class Contribution:
@@ -24,6 +27,7 @@ class Contribution:
     content: Received | None
     ids: Ids | None  # the rows that a pull wants; None: all
     rule: Rule | None  # in force when it arrived; rank order decides whose counts
+    number: Number = 0  # of the push, by its worker
 
 
 @dataclass(slots=True, eq=False)
@@ -34,6 +38,8 @@ class Entry:
     split: bool  # a piece of an array whose other pieces are on other servers
     queues: dict[int, deque[Contribution]] = field(default_factory=dict)  # by rank
     rounds: int = 0  # rounds that were applied, or failed in user code
+    taken: dict[int, Number] = field(default_factory=dict)  # by rank: its last push that is here, or was applied
+    applied: dict[int, Number] = field(default_factory=dict)  # by rank: its last push that is in the value, or failed
     bundle: Entry | None = None  # which has its value now, and what waits for it
 
     @property

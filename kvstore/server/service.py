@@ -73,7 +73,9 @@ class Service:
         """A push or pull, key by key."""
         keys, codec = pairs.keys.tolist(), _codec(meta, 1)
         if meta.push:
-            return self.store.request(meta, rank, keys, _contents(meta, pairs), pull=meta.pull, codec=codec)
+            numbers = () if pairs.rounds is None else pairs.rounds.tolist()
+            contents = _contents(meta, pairs)
+            return self.store.request(meta, rank, keys, contents, pull=meta.pull, codec=codec, numbers=numbers)
         if meta.replay:  # a pull or a pushpull: the answers of pushes have no arrays, and are kept by delivery
             wanted = () if meta.message.flags & Flag.PUSH else _wanted(pairs)
             return self.store.read(meta, rank, keys, wanted, codec)
@@ -90,7 +92,8 @@ class Service:
             assert meta.message.codes is not None
             pushed = pairs.vals, meta.message.codes[-1]
         number = meta.timestamp if meta.meta is True else None
-        return self.store.request_all(meta, rank, pairs.keys, pushed, meta.pull, number)
+        numbers = None if pairs.rounds is None or not meta.push else pairs.rounds.copy()
+        return self.store.request_all(meta, rank, pairs.keys, pushed, meta.pull, number, numbers)
 
     def _on_outcome(self, meta: KVMeta, pairs: KVPairs, rank: int) -> list[Ticket]:
         """A worker asks how a call of a burst ended."""
@@ -140,6 +143,8 @@ class Service:
         elif what == "decide":
             error = None if value[0] is None else PSError.from_wire(value[0])
             self._finish(self.store.meeting.decide(Ticket(data, rank), error, value[1]))
+        elif what == "resume":
+            app.response(data, self.store.taken(rank))
         elif what == "profile":
             app.response(data, self._profile.on_control(value))
         elif what == "clear stash":

@@ -111,11 +111,13 @@ class Store:
         pull: bool = False,
         codec: Codec | None = None,
         number: int | None = None,
+        numbers: Sequence[int] = (),
     ) -> list[Ticket]:
         """Push (contents with their dtype codes), pull (of some rows each, or all), or both.
 
-        ``codec``: for what is pulled; ``number``: of a burst. Returns the tickets that are done now, this one maybe
-        among them.
+        ``codec``: for what is pulled; ``number``: of a burst; ``numbers``: of the worker's push of each key. One that
+        was taken in before, of a worker that was restarted or for a server that was, is answered in its turn, and not
+        applied again. Returns the tickets that are done now, this one maybe among them.
         """
         ticket = Ticket(token, rank, pull, codec, number=number)
         try:
@@ -136,6 +138,8 @@ class Store:
         for i, (entry, (own, index)) in enumerate(zip(entries, ticket.per_key(len(keys)), strict=True)):
             content, ids = contents[i] if contents else None, wanted[i] if wanted else None
             contribution = Contribution(own, index, content, ids, rule)
+            if content is not None and numbers and not self._is_new(entry, rank, contribution, numbers[i]):
+                contribution.content = content = None
             self.parked += 1
             if content is None and not entry.queues.get(rank):  # a pull that nothing is before
                 done += self._finish(contribution, entry)
@@ -143,6 +147,13 @@ class Store:
             entry.add(rank, contribution)
             done += self._advance(entry)
         return done
+
+    def _is_new(self, entry: Entry, rank: int, contribution: Contribution, number: int) -> bool:
+        """Whether a push was not taken in before; it is now."""
+        if number <= entry.taken.get(rank, 0):
+            return False
+        entry.taken[rank] = contribution.number = number
+        return True
 
     def read(self, token: Any, rank: int, keys: Sequence[int], wanted: Sequence[Ids | None] = (),
              codec: Codec | None = None) -> list[Ticket]:  # fmt: skip
@@ -179,22 +190,29 @@ class Store:
 
     def request_all(
         self, token: Any, rank: int, keys: NDArray[np.uint64], pushed: tuple[Array, int] | None, pull: bool,
-        number: int | None = None
+        number: int | None = None, numbers: NDArray[np.uint64] | None = None
     ) -> list[Ticket]:  # fmt: skip
         """``request`` for dense keys whose values lie behind each other in one array."""
         rule = self.settings.rule_of(rank)
         try:
             bundle = self._bundle(keys, rank, rule)
+            if bundle is not None and numbers is not None and not bool(np.all(numbers > bundle.taken.get(rank, 0))):
+                self._end(bundle)  # some of it was taken in before
+                bundle = None
             if bundle is None:
                 contents = () if pushed is None else [(part, pushed[1]) for part in self._parts(keys, pushed[0])]
-                return self.request(token, rank, keys.tolist(), contents, pull=pull, number=number)
+                each = () if numbers is None else numbers.tolist()
+                return self.request(token, rank, keys.tolist(), contents, pull=pull, number=number, numbers=each)
             ticket = Ticket(token, rank, pull, None, 1, [None], number=number)
             if pushed is not None:
                 bundle.value.spec.check(*pushed)
         except PSError as error:
             return [Ticket(token, rank, error=error)]
         self._note(ticket)
-        bundle.add(rank, Contribution(ticket, 0, None if pushed is None else pushed[0], None, rule))
+        contribution = Contribution(ticket, 0, None if pushed is None else pushed[0], None, rule)
+        if numbers is not None:
+            bundle.taken[rank] = contribution.number = numbers
+        bundle.add(rank, contribution)
         self.parked += bundle.keys
         return self._advance(bundle)
 
@@ -316,6 +334,7 @@ class Store:
     def _apply(self, entry: Entry, contributions: list[Contribution]) -> list[Ticket]:
         """One round (or one asynchronous push): contributions in rank order become the new value."""
         entry.rounds += 1
+        entry.applied.update((c.ticket.rank, c.number) for c in contributions)
         first = contributions[0]
         contents = [c.content for c in contributions if c.content is not None]
         try:
@@ -355,6 +374,14 @@ class Store:
             return []
         ticket.error, ticket.what = error, what
         return self._ended(ticket)
+
+    def taken(self, rank: int) -> tuple[list[int], list[int]]:
+        """All keys, and the number of this worker's last push of each that is here; 0 if there was none."""
+        numbers = {wire: entry.taken.get(rank, 0) for wire, entry in self._entries.items()}
+        for bundle in self._bundles.values():
+            wires = np.frombuffer(bundle.id, np.uint64).tolist()
+            numbers.update(zip(wires, bundle.each(bundle.taken.get(rank, 0)).tolist(), strict=True))
+        return list(numbers), [int(number) for number in numbers.values()]
 
     # -- members ------------------------------------------------------------------------------------------------------
 

@@ -206,8 +206,8 @@ class Core:
     def _on_message(self, now: float, link: Link, message: Message) -> list[Action]:
         if message.job and self.delivery.job and message.job != self.delivery.job:
             return self._refuse(link, message, f"it belongs to job {message.job!r}, this is job {self.delivery.job!r}")
-        if self.scheduler is not None and message.recver not in (0, self.node):
-            return self._relay(link, message)
+        if message.recver not in (0, self.node) and self.node:
+            return [] if self.scheduler is None else self._relay(link, message)
         if message.kind == Kind.REQUEST:
             return self._on_request(now, link, message)
         known = self.roster.get(message.sender)
