@@ -172,6 +172,16 @@ class KVStore(KVStoreBase, abc.ABC):
         """
         self._load(path, values=True)
 
+    def checkpoint(self) -> str:
+        """Have the servers write a checkpoint of the whole job; returns its manifest's path when it is complete.
+
+        Any worker may ask. It has all pushes that this worker made before; the other workers go on meanwhile, so each
+        key is of one moment, but not all of the same, unless nobody pushes: see docs/checkpoints.md. Only on dist types
+        under ``--checkpoint-dir``, else ConfigError. Raises CheckpointError if it cannot be written.
+        """
+        allowed = "there are no servers: call kv.save(path)"
+        raise ConfigError(name="type", value=self.type, allowed=allowed)
+
     def save_optimizer_states(self, fname: str | os.PathLike[str], dump_optimizer: bool = False) -> None:
         """Write the optimizer's states and update counts, and its hyper-parameters too if ``dump_optimizer``.
 
@@ -215,7 +225,9 @@ class KVStore(KVStoreBase, abc.ABC):
     @abc.abstractmethod
     def stats(self) -> dict[str, Any]:
         """Counters of this worker. ``['keys'][key]`` are bytes of values: ``push_bytes``, ``pull_bytes``, and what they
-        would be without compression, ``push_bytes_raw``, ``pull_bytes_raw``.
+        would be without compression, ``push_bytes_raw``, ``pull_bytes_raw``. Under ``--checkpoint-dir`` there is
+        ``['checkpoints']``, asked of server 0: how many were ``written`` and ``failed``, the ``last`` one's path, the
+        ``error`` of the last attempt if it failed, and which one the job was ``resumed_from``.
         """
 
     @abc.abstractmethod

@@ -118,7 +118,7 @@ class DistStore(Saver):
             records = [self._planner.plan(spec) for spec, _ in created.values()]
         for batch in batches(records):
             items = [item for record in batch for item in pushed(record, created[record.key][1])]
-            names = {i.piece.wire: [i.record.key, not i.record.whole, i.record.shape_of(i.piece)] for i in items}
+            names = {item.piece.wire: item.record.named(item.piece) for item in items}
             pairs = pairs_of(items, push=True)
             what = f"init of {_shown([record.key for record in batch])}"
             take, finish = requested(self, what, [pairs], None, None) if CALLS.running else (None, None)
@@ -522,7 +522,10 @@ class DistStore(Saver):
         with self._lock:
             keys = {k: record.traffic.to_dict() for k, record in self._records.items()}
         servers = self._office.node_ids(SERVER_GROUP)
-        return {"keys": keys, "transport": {name_of(node): self._office.transport(node) for node in servers}}
+        found = {"keys": keys, "transport": {name_of(node): self._office.transport(node) for node in servers}}
+        if self._office.config.checkpoint_dir:
+            found["checkpoints"] = self._ask_for_checkpoints("stats")
+        return found
 
 
 def _compare(mine: Spec, theirs: Spec) -> None:

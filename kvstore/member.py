@@ -12,7 +12,7 @@ from pslite import SERVER_GROUP, WORKER_GROUP, KVWorker, Postoffice, SimpleApp, 
 from pslite.errors import CheckpointError, ClosedError, PSError
 
 from .base import KVStore
-from .commands import CONTROL_APP, DATA_APP, USER_APP
+from .commands import CHECKPOINT_APP, CONTROL_APP, DATA_APP, USER_APP
 from .handle import Handle
 from .profiler import opened
 from .tracing import traced
@@ -31,6 +31,7 @@ class Member(KVStore):
         self._worker = KVWorker(DATA_APP, 0, office)
         self._control = SimpleApp(CONTROL_APP, 0, office)
         self._user = SimpleApp(USER_APP, 0, office)
+        self._checkpoints = SimpleApp(CHECKPOINT_APP, 0, office)
         self._lock = threading.Lock()  # the order of calls; guards all below, here and in subclasses
         self._in_flight: deque[Handle] = deque()  # pushes and pushpulls whose end the user has not seen
         self._failures_seen = 0  # of the customer's count: how many have been raised or looked for

@@ -91,6 +91,11 @@ class Record:
         row = () if self.flat else self.spec.shape[1:]
         return self.spec.shape if self.whole else (piece.end - piece.first, *row)
 
+    def named(self, piece: Piece) -> list[Any]:
+        """What an init tells the server of a piece."""
+        shape = self.spec.shape
+        return [self.key, not self.whole, self.shape_of(piece), piece.first, shape, self.flat and not self.whole]
+
     def to_wire(self) -> list[Any]:
         """What the directory keeps, the same for every worker."""
         spec = self.spec

@@ -294,6 +294,20 @@ def from_wire(wire: Any) -> Rule | None:
     raise ConfigError(name="rule", value=f"{wire!r:.100}", allowed="an optimizer, an updater or assign")
 
 
+def continuing(before: Rule | None, rule: Rule | None) -> Rule | None:
+    """The rule to be set after a restart, whose slots and counts are those of the rule that was in force before.
+
+    Its hyper-parameters count. Raises ConfigError for an optimizer of another class, or another updater.
+    """
+    if before is None or rule is None:
+        return rule
+    if isinstance(before, OptimizerRule) and states_of(before) == states_of(rule):
+        return before.changed(rule.to_wire()[1])
+    if before.to_wire() == rule.to_wire():
+        return before
+    raise ConfigError(name="rule", value=rule.what, allowed=f"the checkpoint was made with {before.what}")
+
+
 def checked_states(rule: Rule | None) -> None:
     """Raise unless the rule has states to save."""
     if not isinstance(rule, OptimizerRule):

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pslite import SERVER_GROUP
+from pslite import SERVER_GROUP, server_id
 from pslite.dtypes import storage
-from pslite.errors import PSError
+from pslite.errors import ConfigError, PSError
 
 from .checkpoint.files import Held, Settings, opened, save
 from .compressing import Compression
@@ -97,6 +97,18 @@ class Saver(Member):
         finally:
             with suppress(PSError):  # the job is over: so is the stash
                 self._control.request(0, ["clear stash", None], SERVER_GROUP)
+
+    def checkpoint(self) -> str:
+        self._raise_failed()
+        if not self._office.config.checkpoint_dir:
+            allowed = "start the job with --checkpoint-dir DIR, or call kv.save(path) on every worker"
+            raise ConfigError(name="PSLITE_CHECKPOINT_DIR", value=None, allowed=allowed)
+        self._flush()
+        return str(self._ask_for_checkpoints("checkpoint"))
+
+    def _ask_for_checkpoints(self, what: str) -> Any:
+        """Server 0 leads what the servers write by themselves."""
+        return self._checkpoints.wait(self._checkpoints.request(0, [what, None], server_id(0)))[0]
 
     def _load(self, path: str | os.PathLike[str], values: bool) -> None:
         with self._settled(), self._stashing():

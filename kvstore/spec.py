@@ -20,6 +20,15 @@ def check_whole(name: str, value: str, split: Key | None) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where a piece lies in its key's array, of this ``shape``: from row ``first`` on, or element if it is ``flat``."""
+
+    first: int
+    shape: tuple[int, ...]
+    flat: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Spec:
     """``shape`` and dtype ``code`` of a key, or of a piece of it; a row-sparse one is a table of rows."""
 

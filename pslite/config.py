@@ -50,6 +50,10 @@ class Config:
     p3: bool = False  # cut every array into slices that go by priority
     slice_threshold: int = 40_000  # elements of a slice
     on_worker_lost: str = ""  # what others do when a worker dies; "": wait if it may be started again, else raise
+    checkpoint_dir: str = ""  # where the servers write checkpoints of the job
+    checkpoint_every: float | None = None  # seconds between them; None: only when a worker asks
+    checkpoint_keep: int = 3  # how many stay
+    resume: bool = False  # go on from the newest one there
     notices: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod
@@ -84,6 +88,10 @@ class Config:
             p3=read.choice("DMLC_PS_VAN_TYPE", "zmq", VANS) == "p3",
             slice_threshold=read.number("MXNET_KVSTORE_SLICE_THRESHOLD", 40_000, int, 1),
             on_worker_lost=read.choice("PSLITE_ON_WORKER_LOST", "", ("", *ON_WORKER_LOST)),
+            checkpoint_dir=env.get("PSLITE_CHECKPOINT_DIR", ""),
+            checkpoint_every=read.number("PSLITE_CHECKPOINT_EVERY", 0.0, float, 0) or None,
+            checkpoint_keep=read.number("PSLITE_CHECKPOINT_KEEP", 3, int, 1),
+            resume=read.choice("PSLITE_RESUME", "0", ("0", "1")) == "1",
             notices=("PS_RESEND is not needed: delivery is always on",) if "PS_RESEND" in env else (),
         )
 

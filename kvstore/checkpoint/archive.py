@@ -70,7 +70,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[Writer]:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(aside, target)
-            _sync_directory(target.parent)
+            sync_directory(target.parent)
         finally:
             aside.unlink(missing_ok=True)
     except PSError:  # of the servers, too; some are OSErrors
@@ -87,7 +87,7 @@ def checked_path(path: Any) -> str:
     return named
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
     """Make the new name durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:

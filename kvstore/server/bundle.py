@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvstore.arrays import Array
+from kvstore.checkpoint.unit import Unit
 from kvstore.keys import Key
 from kvstore.rules import Rule
 from kvstore.spec import Spec
@@ -108,6 +109,14 @@ class Bundle(Entry):
     def each(self, number: Number) -> NDArray[np.uint64]:
         """A number of every key."""
         return np.broadcast_to(np.asarray(number, np.uint64), (self.keys,))
+
+    def units(self, whole: Unit) -> dict[int, Unit]:
+        """Each key's part of what there is to save of all, as views, by key on the wire."""
+        parts = {name: self.parts(array) for name, array in whole.arrays.items()}
+        units = {}
+        for i, (wire, version) in enumerate(zip(np.frombuffer(self.id, np.uint64), self.version, strict=True)):
+            units[int(wire)] = Unit({name: own[i] for name, own in parts.items()}, None, int(version), whole.count)
+        return units
 
     def parts(self, flat: Array) -> list[Array]:
         """Each key's part of an array, as a view."""

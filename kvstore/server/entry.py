@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from kvstore.rows import Ids, Received
 from kvstore.rules import Rule
+from kvstore.spec import Place
 from kvstore.value import Value
 
 from .ticket import Ticket
@@ -41,6 +42,7 @@ class Entry:
     taken: dict[int, Number] = field(default_factory=dict)  # by rank: its last push that is here, or was applied
     applied: dict[int, Number] = field(default_factory=dict)  # by rank: its last push that is in the value, or failed
     bundle: Entry | None = None  # which has its value now, and what waits for it
+    place: Place | None = None  # of a piece; None: it is the whole array
 
     @property
     def keys(self) -> int:

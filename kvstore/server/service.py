@@ -30,12 +30,13 @@ from kvstore.commands import (
 from kvstore.compression import Codec, cached
 from kvstore.keys import checked
 from kvstore.rows import Content, Ids, Rows
-from kvstore.spec import Spec
+from kvstore.spec import Place, Spec
 from pslite import Flag, KVMeta, KVPairs, KVServer, Postoffice, SimpleApp, SimpleData
 from pslite.dtypes import CODES
 from pslite.errors import PeerError, ProtocolError, PSError
 
 from .profiling import Profile
+from .saving import open_saving
 from .store import Coded, New, Store
 from .ticket import Ticket
 
@@ -51,9 +52,11 @@ class Service:
         self._office = office
         self._profile = Profile(office.node)
         self.store = Store(office.num_workers, self._profile.apply, office.memory)
+        self._saving = open_saving(office, self.store)
+        self._init = self.store.init if self._saving is None else self._saving.init
         self._data = KVServer(DATA_APP, office)
         office.on_peer_ended(self._on_peer_ended)
-        office.on_parked(lambda message: self.store.missing(lambda token: token.message is message))
+        office.on_parked(self._missing)
         self._control = SimpleApp(CONTROL_APP, 0, office, self._on_control)
         self._user = SimpleApp(USER_APP, 0, office, self._on_user_command)
         self._data.set_handle(self._profile.requests(self._on_data, self.store))
@@ -112,7 +115,7 @@ class Service:
             self._data.response(meta, self._on_checkpoint(meta, pairs, rank))
             self._finish([])
         elif meta.cmd == INIT:
-            self._finish(self.store.init(meta, rank, _created(meta, pairs)))
+            self._finish(self._init(meta, rank, _created(meta, pairs)))
         else:
             raise ProtocolError(f"command {meta.cmd} is not known here: install the same version everywhere")
 
@@ -156,6 +159,11 @@ class Service:
     def _on_user_command(self, data: SimpleData, app: SimpleApp) -> None:
         log.info("command %s from %s", data.head, self._office.name_of(data.sender))
         app.response(data)
+
+    def _missing(self, message: Any) -> list[str]:
+        """Who a request waits for."""
+        own = [] if self._saving is None else self._saving.missing(message)
+        return own or self.store.missing(lambda token: token.message is message)
 
     def _on_peer_ended(self, node: int, error: PeerError) -> None:
         if pslite.role_of(node) == "worker":
@@ -255,11 +263,13 @@ def _created(meta: KVMeta, pairs: KVPairs) -> dict[int, New]:
     try:
         new = {}
         for wire, (content, code) in zip(pairs.keys.tolist(), _contents(meta, pairs), strict=True):
-            key, split, shape = meta.meta[wire]
+            key, split, shape, *place = meta.meta[wire]
+            first, whole, flat = place or [0, shape, False]
             assert not isinstance(content, Coded)
-            if not all(isinstance(n, int) and 0 <= n < 2**63 for n in shape):
-                raise ValueError(f"shape {shape!r:.80}")
-            new[wire] = New(Spec(checked(key), tuple(shape), code, isinstance(content, Rows)), bool(split), content)
+            if not all(isinstance(n, int) and 0 <= n < 2**63 for n in [*shape, first, *whole]):
+                raise ValueError(f"shape {shape!r:.80} at {first!r:.80} of {whole!r:.80}")
+            spec = Spec(checked(key), tuple(shape), code, isinstance(content, Rows))
+            new[wire] = New(spec, bool(split), content, Place(first, tuple(whole), bool(flat)))
         return new
     except (TypeError, LookupError, ValueError) as error:
         raise ProtocolError(f"an init without the names of its keys: {error}") from error

@@ -8,7 +8,7 @@ from typing import Any
 from kvstore.compressing import check_codec
 from kvstore.compression import Codec
 from kvstore.keys import Key
-from kvstore.rules import OptimizerRule, Rule, from_wire
+from kvstore.rules import OptimizerRule, Rule, continuing, from_wire, wire_of
 from kvstore.spec import check_whole
 from pslite.errors import PSError
 
@@ -28,6 +28,7 @@ class Settings:
         self._split_key = split_key  # a key that is split over the servers, if there is one
         self._rule: Rule | None = None  # as agreed
         self._changed: dict[int, Rule] = {}  # by rank; in dist_async all the same
+        self.resumed: Rule | None = None  # was in force before a restart, if none has been set since
         self._newest = 0  # number of the change that counts in dist_async
         self._agreement = Agreement(self._adopt)
         self.on_decider_gone = self._agreement.on_decider_gone
@@ -51,6 +52,14 @@ class Settings:
         elif number > self._newest:
             self._newest, self._changed[0] = number, rule
 
+    def to_wire(self) -> dict[str, Any]:
+        """All of it, for a checkpoint."""
+        return {
+            "type": "sync" if self.sync else "async",
+            "rule": wire_of(self._rule or self.resumed),
+            "changed": {rank: rule.to_wire() for rank, rule in self._changed.items()},
+        }
+
     def _adopt(self, what: str, value: Any) -> PSError | None:
         """Make a setting count from now on, or say why it cannot."""
         if what == "type":
@@ -61,12 +70,13 @@ class Settings:
                 codec = None if value[0] is None else Codec.from_wire(value[0])
                 check_codec(codec, self._split_key())
                 return None
-            rule = from_wire(value)
+            rule = continuing(self.resumed, from_wire(value))
             if rule is not None and not rule.splits:
                 check_whole(rule.what, "set after init", self._split_key())
         except PSError as error:
             return error
         self._rule, self._changed, self._newest = rule, {}, 0
+        self.resumed = self.resumed if rule is None else None
         return None
 
     def __repr__(self) -> str:

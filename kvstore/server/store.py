@@ -22,7 +22,7 @@ from kvstore.commands import CODED, WHOLE
 from kvstore.compression import Codec
 from kvstore.rows import Content, Ids, Received
 from kvstore.rules import Rule
-from kvstore.spec import Spec
+from kvstore.spec import Place, Spec
 from kvstore.value import Value
 from pslite.dtypes import code_of
 from pslite.errors import (
@@ -50,6 +50,7 @@ class New:
     spec: Spec
     split: bool
     content: Content
+    place: Place | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -94,7 +95,10 @@ class Store:
             ticket.error = DuplicateKeyError(key=taken)
             return [ticket]
         try:
-            entries = {wire: Entry(Value.create(n.spec, n.content, self._memory), n.split) for wire, n in new.items()}
+            entries = {
+                wire: Entry(Value.create(n.spec, n.content, self._memory), n.split, place=n.place)
+                for wire, n in new.items()
+            }
         except PSError as error:
             ticket.error = error
             return [ticket]
@@ -176,6 +180,16 @@ class Store:
         """Make keys what was saved; their slots are those of the rule that this worker's pushes use."""
         for key, unit in units.items():
             self._find(key).value.restore(unit, self.settings.rule_of(rank))
+
+    def keys(self) -> list[int]:
+        """All keys on the wire."""
+        return list(self._entries)
+
+    def whole(self, key: int) -> Entry:
+        """The entry that has a key's value: its own, or that of a bundle whose next update is of all its keys."""
+        bundle = self._entries[key].bundle
+        alike = isinstance(bundle, Bundle) and bundle.updates_alike(0, self.settings.rule_of(0))
+        return bundle if bundle is not None and alike else self._find(key)
 
     def _find(self, key: int) -> Entry:
         """The entry of a key, which is in no bundle any more."""
