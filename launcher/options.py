@@ -41,6 +41,10 @@ class Options:
     grace: float = 10.0
     max_restarts: int = 0
     p3: bool = False
+    checkpoint_dir: str | None = None
+    checkpoint_every: float | None = None
+    checkpoint_keep: int | None = None
+    resume: bool = False
     color: str = "auto"
     prefix: bool = True
     timestamps: bool = False
@@ -58,6 +62,8 @@ def parse(argv: Sequence[str], prog: str) -> Options:
     for option, value in (("--hostfile", args.hostfile), ("--sync-dst-dir", args.sync_dst_dir)):
         if value is not None:
             parser.error(f"{option} needs --launcher ssh, which is not available in this version; {_SEVERAL_HOSTS}")
+    if not args.checkpoint_dir and (args.checkpoint_every or args.checkpoint_keep or args.resume):
+        parser.error("--checkpoint-every, --checkpoint-keep and --resume need --checkpoint-dir")
     if args.format and not args.dry_run:
         parser.error("--format needs --dry-run")
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
@@ -77,6 +83,10 @@ def parse(argv: Sequence[str], prog: str) -> Options:
         grace=args.grace,
         max_restarts=args.max_restarts,
         p3=args.p3,
+        checkpoint_dir=args.checkpoint_dir,
+        checkpoint_every=args.checkpoint_every,
+        checkpoint_keep=args.checkpoint_keep,
+        resume=args.resume,
         color=args.color,
         prefix=not args.no_prefix,
         timestamps=args.timestamps,
@@ -98,6 +108,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     _add_processes(parser.add_argument_group("processes"))
     _add_hosts(parser.add_argument_group("hosts"))
     _add_environment(parser.add_argument_group("environment"))
+    _add_checkpoints(parser.add_argument_group("checkpoints"))
     _add_output(parser.add_argument_group("output"))
     parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
@@ -159,6 +170,17 @@ def _add_environment(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--p3", action="store_true", help="send arrays in slices by priority (sets DMLC_PS_VAN_TYPE=p3)"
     )
+
+
+def _add_checkpoints(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--checkpoint-dir", metavar="DIR", help="the servers write checkpoints there (sets PSLITE_CHECKPOINT_DIR)"
+    )
+    group.add_argument(
+        "--checkpoint-every", type=_seconds, metavar="SECONDS", help="how often (default: when a worker asks for one)"
+    )
+    group.add_argument("--checkpoint-keep", type=_count, metavar="N", help="how many stay there (default: 3)")
+    group.add_argument("--resume", action="store_true", help="go on from the newest one, if there is any")
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:

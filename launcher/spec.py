@@ -106,6 +106,13 @@ def _common(options: Options, environ: Mapping[str, str], import_root: str | Non
         yield "PSLITE_MAX_RESTARTS", str(options.max_restarts)
     if options.p3:
         yield "DMLC_PS_VAN_TYPE", "p3"
+    if options.checkpoint_dir is not None:
+        yield "PSLITE_CHECKPOINT_DIR", options.checkpoint_dir
+        yield "PSLITE_RESUME", "1" if options.resume else "0"
+    if options.checkpoint_every is not None:
+        yield "PSLITE_CHECKPOINT_EVERY", f"{options.checkpoint_every:g}"
+    if options.checkpoint_keep is not None:
+        yield "PSLITE_CHECKPOINT_KEEP", str(options.checkpoint_keep)
     if import_root:
         inherited = environ.get("PYTHONPATH")
         yield "PYTHONPATH", f"{import_root}:{inherited}" if inherited else import_root

@@ -58,7 +58,7 @@ class Directory:
         self.path = os.fspath(path)
         try:
             if not os.path.isdir(path):
-                os.makedirs(path)
+                os.makedirs(path, exist_ok=True)  # all servers do it at once
                 sync_directory(Path(os.path.abspath(path)).parent)
             self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:

@@ -171,7 +171,7 @@ class Part:
         packed = self._read(length)
         if zlib.crc32(packed) != checksum:
             raise ValueError("a description is damaged")
-        content = msgpack.unpackb(packed)
+        content = msgpack.unpackb(packed, strict_map_key=False)  # ranks are ints
         if not isinstance(content, dict):
             raise ValueError("a description is no map")
         return content

@@ -45,6 +45,7 @@ class PartFile:
         assert self._writer is not None and self._name is not None and self._file is not None
         stamp = self._writer.finish()
         self._directory.settle(self._name, self._file)
+        self._name = None  # there is nothing aside any more
         self.close()
         return stamp
 

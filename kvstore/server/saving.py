@@ -14,7 +14,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
-from kvstore.checkpoint.directory import Directory
+from kvstore.checkpoint.directory import Checkpoint, Directory
 from kvstore.checkpoint.job import Id, Saved, Stamp
 from kvstore.commands import CHECKPOINT_APP
 from pslite import SERVER_GROUP, Postoffice, SimpleApp, SimpleData, rank_of, role_of, server_id
@@ -47,18 +47,22 @@ class Saving:
         self._coordinator: Coordinator | None = None  # of server 0
         self._id: Id | None = None  # of what is being written here
         self._snapshot: Snapshot | None = None
-        self._said: str | None = None  # the last cause of failure that the log has
+        self._warned = False  # that one was not written; the next that is ends it
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
-        if office.rank == 0:
-            self._open()
-        self._app = SimpleApp(CHECKPOINT_APP, 0, office, self._on_request)
-        if office.rank != 0 and self._config.resume:
-            [wire] = self._app.wait(self._app.request(0, ["resumed", None], server_id(0)))
-            self._go_on_from(None if wire is None else Id(*wire))
+        try:
+            if office.rank == 0:
+                self._open()
+            self._app = SimpleApp(CHECKPOINT_APP, 0, office, self._on_request)
+            if office.rank != 0 and self._config.resume:
+                [id] = self._app.wait(self._app.request(0, ["resumed", None], server_id(0)))
+                if id is not None:
+                    self._begin_from(self._directory.open(Id(*id)))
+        except BaseException:
+            self._directory.close()
+            raise
         self._file = PartFile(self._directory, self._config.job, office.rank, office.num_servers)
         office.on_peer_ended(self._on_peer_ended)
-        office.add_exit_callback(self.close)
         if office.rank == 0 and self._config.checkpoint_every:
             office.soon(self._tick, self._config.checkpoint_every)
 
@@ -73,7 +77,7 @@ class Saving:
             if found is None:
                 log.warning("there is no checkpoint in %s: the job starts from the beginning", self._directory.path)
             else:
-                self._begin_from(Resume(found))
+                self._begin_from(found)
         elif self._directory.ids():
             allowed = "it has checkpoints: give --resume to go on from the newest, or another directory"
             raise ConfigError(name="PSLITE_CHECKPOINT_DIR", value=self._directory.path, allowed=allowed)
@@ -81,12 +85,12 @@ class Saving:
         elements = 0 if self._resume is None else self._resume.elements
         self._coordinator = Coordinator(self._office.num_servers, last, self._config.timeout, elements)
 
-    def _go_on_from(self, id: Id | None) -> None:
-        if id is not None:
-            self._begin_from(Resume(self._directory.open(id)))
-
-    def _begin_from(self, resume: Resume) -> None:
-        self._resume = resume
+    def _begin_from(self, checkpoint: Checkpoint) -> None:
+        try:
+            self._resume = resume = Resume(checkpoint)
+        except PSError:  # an optimizer that is not registered here
+            checkpoint.close()
+            raise
         self._store.settings.resumed = resume.rule
         log.warning("the job goes on from checkpoint %s in %s", resume.id, self._directory.path)
 
@@ -180,7 +184,7 @@ class Saving:
     def _completed(self, id: Id, path: str) -> None:
         assert self._coordinator is not None
         self._coordinator.complete(id, path)
-        self._said = None
+        self._warned = False
         log.info("checkpoint %s is written", path)
         self._decide()
 
@@ -190,9 +194,8 @@ class Saving:
             self._app.request(0, ["failed", [id, error.to_wire()]], server_id(0))
         elif self._coordinator.fail(id, error):
             self._app.request(0, ["drop", [id]], SERVER_GROUP)
-            if self._coordinator.error != self._said:
-                self._said = self._coordinator.error
-                log.warning("no checkpoint was written, training goes on: %s", error)
+            level, self._warned = logging.INFO if self._warned else logging.WARNING, True
+            log.log(level, "no checkpoint was written, training goes on: %s", error)
             self._decide()
 
     def _on_peer_ended(self, node: int, error: PeerError) -> None:
@@ -225,8 +228,8 @@ class Saving:
         self._snapshot = None
         if not isinstance(error, PSError):
             reason = error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
-            where = f"part {self._office.rank} of {id} in {self._directory.path}"
-            error = CheckpointError(path=where, reason=f"cannot be written: {reason}")
+            reason = f"part {self._office.rank} cannot be written: {reason}"
+            error = CheckpointError(path=self._directory.path, reason=reason)
         self._fail(id, error)
 
     # -- the thread of files ------------------------------------------------------------------------------------------

@@ -61,6 +61,11 @@ class Service:
         self._user = SimpleApp(USER_APP, 0, office, self._on_user_command)
         self._data.set_handle(self._profile.requests(self._on_data, self.store))
 
+    def close(self) -> None:
+        """The job is over."""
+        if self._saving is not None:
+            self._saving.close()
+
     def _on_data(self, meta: KVMeta, pairs: KVPairs, server: KVServer) -> None:
         rank = pslite.rank_of(meta.sender)
         if meta.cmd == DATA:
@@ -300,16 +305,20 @@ def _bundled(keys: Any, ticket: Ticket) -> KVPairs:
 
 def serve(office: Postoffice) -> int:
     """Serve until the job is over, then leave; returns the exit status of the process."""
+    service: Service | None = None
     try:
         office.start()
         if office.role == "server":
-            Service(office)
+            service = Service(office)
         office.wait_job_over()
         office.finalize(do_barrier=False)
     except PSError as error:
         log.error("%s", error)
         office.close()
         return 1
+    finally:
+        if service is not None:
+            service.close()
     if office.job_clean:
         return 0
     log.error("%s", office.first_failure)

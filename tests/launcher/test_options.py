@@ -13,6 +13,7 @@ OPTIONS = {
     "--max-restarts",
     *("--format", "-h", "--help", "--launcher", "-H", "--hostfile", "--sync-dst-dir"),
     *("--env", "--env-server", "--env-worker", "--log-dir", "--color", "--no-prefix", "--timestamps", "--p3"),
+    *("--checkpoint-dir", "--checkpoint-every", "--checkpoint-keep", "--resume"),
 }
 
 

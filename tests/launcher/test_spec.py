@@ -116,6 +116,13 @@ def test_restarts_are_known_to_every_process() -> None:
     assert "PSLITE_MAX_RESTARTS" not in processes("-n", "1")["worker 0"].env
 
 
+def test_checkpoints_are_for_every_process() -> None:
+    words = ("--checkpoint-dir", "d", "--checkpoint-every", "0.5", "--checkpoint-keep", "2", "--resume")
+    for process in processes("-n", "1", *words).values():
+        names = ("PSLITE_CHECKPOINT_DIR", "PSLITE_CHECKPOINT_EVERY", "PSLITE_CHECKPOINT_KEEP", "PSLITE_RESUME")
+        assert [process.env[name] for name in names] == ["d", "0.5", "2", "1"]
+
+
 def test_p3_is_for_every_process() -> None:
     assert {p.env["DMLC_PS_VAN_TYPE"] for p in processes("-n", "1", "--p3").values()} == {"p3"}
     assert "DMLC_PS_VAN_TYPE" not in processes("-n", "1")["worker 0"].env
