@@ -33,14 +33,20 @@ SLICE = 8 * 1024 * 1024  # bytes that are taken at once: a few milliseconds, in 
 END_WITHIN = 2.0  # seconds that a write may take to end when the process does
 EVERYTHING = 2**31  # checkpoints to keep
 
+Answer = Callable[[list[Ticket]], None]
+
 
 class Saving:
     """One server's checkpoints. All fields belong to the leading thread; the files to ``pslite-checkpoint``."""
 
-    def __init__(self, office: Postoffice, store: Store) -> None:
-        """Raises CheckpointError if the directory cannot be used, ConfigError if it is another job's."""
+    def __init__(self, office: Postoffice, store: Store, answer: Answer) -> None:
+        """``answer``: sends the answers of requests that are done.
+
+        Raises CheckpointError if the directory cannot be used, ConfigError if it is another job's.
+        """
         self._office = office
         self._store = store
+        self._answer = answer
         self._config = office.config
         self._directory = Directory(self._config.checkpoint_dir)
         self._resume: Resume | None = None
@@ -211,6 +217,7 @@ class Saving:
             return  # it was given up
         try:
             taken: list[Saved] = self._snapshot.take(SLICE)
+            self._answer([])  # bundles may have ended, and bursts are to be told
         except (PSError, MemoryError) as error:
             self._failed(id, error)
             return
@@ -268,10 +275,10 @@ class Saving:
             self._resume.close()
 
 
-def open_saving(office: Postoffice, store: Store) -> Saving | None:
+def open_saving(office: Postoffice, store: Store, answer: Answer) -> Saving | None:
     """The checkpoints of a job that has a directory for them; else who asks for one is told how to."""
     if office.config.checkpoint_dir:
-        return Saving(office, store)
+        return Saving(office, store, answer)
     SimpleApp(CHECKPOINT_APP, 0, office, _refuse)
     return None
 

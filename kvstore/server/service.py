@@ -52,7 +52,7 @@ class Service:
         self._office = office
         self._profile = Profile(office.node)
         self.store = Store(office.num_workers, self._profile.apply, office.memory)
-        self._saving = open_saving(office, self.store)
+        self._saving = open_saving(office, self.store, self._finish)
         self._init = self.store.init if self._saving is None else self._saving.init
         self._data = KVServer(DATA_APP, office)
         office.on_peer_ended(self._on_peer_ended)
