@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from . import cli, local
 
@@ -28,10 +29,10 @@ def _launch(arguments: Sequence[str]) -> int:
     return cli.main(arguments, prog="pslite launch")
 
 
-def _bench(arguments: Sequence[str]) -> int:
-    """Become ``python -m kvstore.bench``: the launcher imports nothing of the packages that it starts."""
+def _become(module: str, arguments: Sequence[str]) -> int:
+    """Become ``python -m MODULE``: the launcher imports nothing of the packages that it starts."""
     path = os.pathsep.join(filter(None, (local.import_root(), os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, "-m", "kvstore.bench", *arguments]
+    command = [sys.executable, "-m", module, *arguments]
     os.execve(sys.executable, command, os.environ | ({"PYTHONPATH": path} if path else {}))
 
 
@@ -69,6 +70,10 @@ def _help() -> str:
 
 _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "launch": (_launch, "start a scheduler, servers and workers (the same as pslite-launch)"),
-    "bench": (_bench, "measure rounds of push and pull, also against peers and against what memory allows"),
+    "bench": (
+        partial(_become, "kvstore.bench"),
+        "measure rounds of push and pull, also against peers and against what memory allows",
+    ),
+    "chaos": (partial(_become, "kvstore.chaos"), "kill and stop processes of jobs, and count what got lost"),
     "env": (_env, "print the versions that a bug report needs"),
 }

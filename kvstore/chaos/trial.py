@@ -1,0 +1,206 @@
+"""One job that is done harm, and what became of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from . import lanes
+from .plan import PAUSE, Injection
+from .worker import STACKS, Job
+
+START_WITHIN = 60.0  # seconds to the first acknowledged push of every worker
+END_WITHIN = 15.0  # seconds from the last fault and the order to stop to the end of the job; then it hangs
+_STACKS_WITHIN = 1.0  # seconds for processes to write their stacks
+_GRACE = 2  # seconds that the launcher gives a stopped process
+_POLL = 0.005  # seconds between two looks at the ledger
+_RECOVERED = 4  # pushes that were acknowledged since: more than were under way
+_LAST_WORDS = 20  # lines
+
+
+@dataclass
+class Outcome:
+    """What a trial showed. Times are seconds since the fault; None where there is none."""
+
+    case: str
+    seed: int
+    status: int = 0  # of the launcher
+    pushes: int = 0  # acknowledged, in each key, of all workers
+    lost: int = 0
+    doubled: int = 0
+    hung: bool = False  # the watchdog had to end it
+    detected: float | None = None  # a worker that was not harmed raised an error
+    recovered: float | None = None  # every worker that runs goes on
+    ended: float | None = None  # the launcher ended, if the job could not go on
+    problems: list[str] = field(default_factory=list)
+    stacks: str = ""  # of all processes, when the watchdog fired
+
+    @property
+    def ok(self) -> bool:
+        """Whether all promises were kept."""
+        return not (self.lost or self.doubled or self.hung or self.problems)
+
+
+@dataclass
+class _Harm:
+    """A fault that was done to a process. ``marks``: what of each worker was acknowledged by then."""
+
+    fault: Injection
+    pid: int
+    at: float
+    marks: dict[int, int]
+    recovered: float | None = None  # seconds, set once every worker has pushed on
+
+
+class Trial:
+    """A running job. ``with Trial(...) as trial: outcome = trial.run(...)``; at the end nothing of it is left."""
+
+    def __init__(self, job: Job, servers: int, transport: str | None, flags: Sequence[str]) -> None:
+        self._job = job
+        self._scratch = tempfile.TemporaryDirectory(prefix="pslite-chaos-")
+        self._directory = Path(self._scratch.name)
+        self._ledger = job.write(self._directory)
+        self._output = self._directory / "output"
+        self._harms: list[_Harm] = []
+        env = [] if transport is None else ["--env", f"PSLITE_TRANSPORT={transport}"]
+        launch = [sys.executable, "-m", "launcher", "-n", str(job.workers), "-s", str(servers), "--grace", str(_GRACE)]
+        process = [sys.executable, "-m", "kvstore.chaos.worker", str(self._directory)]
+        with open(self._output, "wb") as output:
+            self._launcher = subprocess.Popen(
+                [*launch, *env, *flags, *process], stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
+        self._ended = os.pidfd_open(self._launcher.pid)
+
+    def __enter__(self) -> Trial:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._launcher.poll() is None:
+            self._launcher.terminate()  # it ends all others
+            self._launcher.wait()
+        os.close(self._ended)
+        self._scratch.cleanup()
+
+    def run(self, case: str, seed: int, seconds: float, faults: Sequence[Injection], must_survive: bool) -> Outcome:
+        """Let the job run for so many seconds, do it this harm, and judge it."""
+        outcome = Outcome(case, seed)
+        ranks = range(self._job.workers)
+        self._until(time.monotonic() + START_WITHIN, lambda: all(self._ledger.acked(rank).min() > 0 for rank in ranks))
+        if self._launcher.poll() is not None:
+            outcome.problems.append(self._words("the job did not start"))
+            return outcome
+        begin = time.monotonic()
+        for fault in faults:
+            self._until(begin + fault.at)
+            self._harm(fault)
+            if fault.how == "pause":
+                self._until(time.monotonic() + PAUSE)
+                self._signal(fault, signal.SIGCONT)
+        self._until(begin + seconds)
+        self._ledger.stop = True
+        self._until(time.monotonic() + END_WITHIN)
+        if self._launcher.poll() is None:
+            self._watchdog(outcome)
+        self._judge(outcome, must_survive or all(fault.survivable for fault in faults))
+        return outcome
+
+    # -- harm ---------------------------------------------------------------------------------------------------------
+
+    def _harm(self, fault: Injection) -> None:
+        marks = {rank: int(self._ledger.acked(rank).min()) for rank in range(self._job.workers)}
+        pid = self._signal(fault, signal.SIGKILL if fault.how == "kill" else signal.SIGSTOP)
+        if pid is not None:
+            self._harms.append(_Harm(fault, pid, time.monotonic(), marks))
+
+    def _signal(self, fault: Injection, signum: int) -> int | None:
+        """The pid of the process that got the signal; None if it has ended."""
+        pid = int((self._directory / f"{fault.role}{fault.rank}.pid").read_text())
+        try:
+            os.kill(pid, signum)
+        except ProcessLookupError:
+            return None
+        return pid
+
+    def _look(self) -> None:
+        """Note who goes on after a fault."""
+        for harm in self._harms:
+            if harm.recovered is None and all(
+                self._ledger.acked(rank).min() >= mark + _RECOVERED for rank, mark in harm.marks.items()
+            ):
+                harm.recovered = time.monotonic() - harm.at
+
+    def _until(self, deadline: float, condition: Callable[[], bool] = lambda: False) -> None:
+        """Wait until the condition, the deadline or the launcher's end."""
+        while not condition() and time.monotonic() < deadline:
+            if select.select([self._ended], [], [], min(_POLL, max(0.0, deadline - time.monotonic())))[0]:
+                return
+            self._look()
+
+    def _watchdog(self, outcome: Outcome) -> None:
+        outcome.hung = True
+        for note in self._directory.glob("*.pid"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(note.read_text()), STACKS)
+        self._until(time.monotonic() + _STACKS_WITHIN)
+        outcome.stacks = self._output.read_text(errors="replace")
+        self._launcher.terminate()
+        self._launcher.wait()
+
+    # -- judgement ----------------------------------------------------------------------------------------------------
+
+    def _judge(self, outcome: Outcome, must_survive: bool) -> None:
+        outcome.status = self._launcher.wait()
+        outcome.recovered = max([harm.recovered for harm in self._harms if harm.recovered is not None], default=None)
+        outcome.pushes = sum(int(self._ledger.acked(rank).min()) for rank in range(self._job.workers))
+        for path in sorted(self._directory.glob("violations-*")):
+            outcome.problems += path.read_text().splitlines()
+        finals = sorted(self._directory.glob("final-*.npz"))
+        for path in finals:
+            self._judge_values(path, outcome)
+        if outcome.status == 0:
+            if len(finals) != self._job.workers:
+                outcome.problems.append(f"{len(finals)} of {self._job.workers} workers came to the end")
+        elif not outcome.hung:
+            self._judge_end(outcome, must_survive)
+
+    def _judge_values(self, path: Path, outcome: Outcome) -> None:
+        with np.load(path) as values:
+            for index, name in enumerate(values.files):
+                for rank in range(self._job.workers):
+                    bounds = int(self._ledger.acked(rank)[index]), int(self._ledger.attempted(rank)[index])
+                    verdict = lanes.judge(values[name], self._job.workers, rank, *bounds)
+                    outcome.lost += verdict.lost
+                    outcome.doubled += verdict.doubled
+                    if verdict.text:
+                        outcome.problems.append(f"key {index} in {path.stem}: {verdict.text}")
+
+    def _judge_end(self, outcome: Outcome, must_survive: bool) -> None:
+        """The job has failed: it may do so if a process was lost, and must say which."""
+        if must_survive or not self._harms:
+            outcome.problems.append(self._words("the job failed"))
+            return
+        at = self._harms[0].at
+        outcome.ended = time.monotonic() - at
+        harmed = {harm.fault.rank for harm in self._harms if harm.fault.role == "worker"}
+        failures = [self._ledger.failed_at(rank) for rank in range(self._job.workers) if rank not in harmed]
+        outcome.detected = min([time - at for time in failures if time is not None], default=None)
+        output = self._output.read_text(errors="replace")
+        named = (rf"{harm.fault.target} (on localhost )?\(pid {harm.pid}\b" for harm in self._harms)
+        if not any(re.search(pattern, output) for pattern in named):
+            outcome.problems.append(self._words("the report does not name who was harmed"))
+
+    def _words(self, what: str) -> str:
+        last = self._output.read_text(errors="replace").strip().splitlines()[-_LAST_WORDS:]
+        return "\n  ".join([f"{what}:", *last])
