@@ -15,9 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
-from . import lanes
+from .findings import find
 from .plan import PAUSE, Injection
 from .worker import STACKS, Job
 
@@ -164,27 +162,14 @@ class Trial:
         outcome.status = self._launcher.wait()
         outcome.recovered = max([harm.recovered for harm in self._harms if harm.recovered is not None], default=None)
         outcome.pushes = sum(int(self._ledger.acked(rank).min()) for rank in range(self._job.workers))
-        for path in sorted(self._directory.glob("violations-*")):
-            outcome.problems += path.read_text().splitlines()
-        finals = sorted(self._directory.glob("final-*.npz"))
-        for path in finals:
-            self._judge_values(path, outcome)
+        found = find(self._directory, self._job, self._ledger)
+        outcome.lost, outcome.doubled = found.lost, found.doubled
+        outcome.problems += found.problems
         if outcome.status == 0:
-            if len(finals) != self._job.workers:
-                outcome.problems.append(f"{len(finals)} of {self._job.workers} workers came to the end")
+            if found.finals != self._job.workers:
+                outcome.problems.append(f"{found.finals} of {self._job.workers} workers came to the end")
         elif not outcome.hung:
             self._judge_end(outcome, must_survive)
-
-    def _judge_values(self, path: Path, outcome: Outcome) -> None:
-        with np.load(path) as values:
-            for index, name in enumerate(values.files):
-                for rank in range(self._job.workers):
-                    bounds = int(self._ledger.acked(rank)[index]), int(self._ledger.attempted(rank)[index])
-                    verdict = lanes.judge(values[name], self._job.workers, rank, *bounds)
-                    outcome.lost += verdict.lost
-                    outcome.doubled += verdict.doubled
-                    if verdict.text:
-                        outcome.problems.append(f"key {index} in {path.stem}: {verdict.text}")
 
     def _judge_end(self, outcome: Outcome, must_survive: bool) -> None:
         """The job has failed: it may do so if a process was lost, and must say which."""

@@ -32,6 +32,7 @@ _MALLOC = ((-3, 32 * 1024 * 1024), (-1, 1024 * 1024 * 1024), (-2, 64 * 1024 * 10
 COPY_BELOW = 64 * 1024  # bytes; for smaller frames a copy is cheaper than ZeroMQ's book-keeping of a foreign buffer
 HEARTBEAT_INTERVAL = 250  # ms
 HEARTBEAT_TIMEOUT = 1000  # ms for an answer; then the peer is disconnected, and is lost if it does not come back soon
+ACKNOWLEDGED_WITHIN = 2000  # ms for a peer's kernel to take what we send; else the same
 
 _POLLIN = int(zmq.POLLIN)  # plain ints: the operators of pyzmq's enums cost microseconds
 _UP, _DOWN = int(zmq.EVENT_HANDSHAKE_SUCCEEDED), int(zmq.EVENT_DISCONNECTED)
@@ -43,7 +44,8 @@ class ZmqVan(Van):
     file descriptors.
 
     The scheduler and every member exchange heartbeats, but members do not among themselves: while a large frame is on
-    its way no heartbeat gets through, and a slow network would have its connections cut in the midst of every one.
+    its way no heartbeat gets through, and a slow network would have its connections cut in the midst of each. There
+    TCP tells who cannot be reached: by what is not acknowledged, be it only a probe of what is overdue.
     ``heartbeats``: whether those who connect to us get them, as on the scheduler. ``exchange``: for peers that share
     memory with us.
     """
@@ -153,6 +155,9 @@ class ZmqVan(Van):
             # TCP alone does not notice a frozen or cut peer; ZeroMQ's own thread answers, so a busy interpreter lives.
             sock.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_INTERVAL)
             sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT)
+        else:
+            # TCP would try for a quarter of an hour to reach a peer that the scheduler hears and we do not.
+            sock.setsockopt(zmq.TCP_MAXRT, ACKNOWLEDGED_WITHIN)
         sock.setsockopt(zmq.HANDSHAKE_IVL, 2000)  # ms; silent connections would hold a descriptor for 30 s
         return sock
 

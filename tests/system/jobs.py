@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -73,24 +73,29 @@ class HandMadeJob:
 
     def __init__(self, directory: Path, workers: int = 3, servers: int = 1, port: int | None = None) -> None:
         self.workers, self.servers = workers, servers
+        self.root = "127.0.0.1"  # where the scheduler listens
         self.port = port or free_port()
         self.processes: list[Process] = []
         self._directory = directory
 
     def start(self, role: str, script: Path, *arguments: object, **env: str) -> Process:
         """Start one process; ``env`` is added to the DMLC_ variables."""
+        return self.start_command(role, [sys.executable, str(script), *map(str, arguments)], **env)
+
+    def start_command(self, role: str, command: Sequence[str], **env: str) -> Process:
+        """Start one process that runs a command."""
         place = {
             "DMLC_ROLE": role,
             "DMLC_NUM_WORKER": str(self.workers),
             "DMLC_NUM_SERVER": str(self.servers),
-            "DMLC_PS_ROOT_URI": "127.0.0.1",
+            "DMLC_PS_ROOT_URI": self.root,
             "DMLC_PS_ROOT_PORT": str(self.port),
         }
         name = f"{len(list(self._directory.iterdir()))}-{role}"
         out, err = self._directory / f"{name}.out", self._directory / f"{name}.err"
         with open(out, "wb") as stdout, open(err, "wb") as stderr:
             popen = subprocess.Popen(
-                [sys.executable, str(script), *map(str, arguments)],
+                command,
                 env=environment(**place, **env),
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,

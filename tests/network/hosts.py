@@ -1,0 +1,195 @@
+"""Hosts that are network namespaces, on a switch that is another one: real TCP, with real faults, on this machine.
+
+A namespace lives as long as our descriptor of it, or a process in it: nothing is left of a test that was killed, and
+the network of the machine itself is never touched. ``problem()`` says why there may be no such hosts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Protocol
+
+from .emulator import Faults, command
+
+TOOLS = ("ip", "nft", "ss", "tc", "unshare", "nsenter")
+PREFIX, BAD_PREFIX = "10.77.0.", "10.78.0."
+#: What a host does not take in: packets from the addresses in ``cut``, and resets, if it shall not see them.
+_RULES = """
+table inet faults {
+    set cut { type ipv4_addr; }
+    set deaf { type ipv4_addr; }
+    chain input {
+        type filter hook input priority 0;
+        ip saddr @cut drop
+        ip saddr @deaf tcp flags rst drop
+    }
+}
+"""
+
+
+def problem() -> str | None:
+    """Why namespaces cannot be used here; None if they can."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    if missing:
+        return f"network namespaces need {', '.join(missing)}: apt-get install iproute2 nftables util-linux"
+    return None
+
+
+class Place(Protocol):
+    """Where processes of a job run."""
+
+    address: str
+
+    def within(self, *command: str) -> list[str]:
+        """The command that runs a command there."""
+
+
+class ThisMachine:
+    """No namespace: the loopback of this machine."""
+
+    address = "127.0.0.1"
+
+    def within(self, *command: str) -> list[str]:
+        return [*command]
+
+
+class Namespace:
+    """A network namespace with its loopback up."""
+
+    def __init__(self) -> None:
+        with subprocess.Popen(["unshare", "--net", "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+            assert holder.stdin and holder.stdout
+            holder.stdin.write(b"\n")
+            holder.stdin.flush()
+            holder.stdout.readline()  # it runs in its namespace by now
+            self.fd = os.open(f"/proc/{holder.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self.path = f"/proc/{os.getpid()}/fd/{self.fd}"
+        self.run("ip", "link", "set", "lo", "up")
+
+    def within(self, *command: str) -> list[str]:
+        """The command that runs a command here."""
+        return ["nsenter", f"--net={self.path}", *command]
+
+    def run(self, *command: str, input: str | None = None) -> str:
+        """Run a command here to its end, and return what it prints."""
+        done = subprocess.run(self.within(*command), input=input, capture_output=True, text=True, timeout=20)
+        assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
+        return done.stdout
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+class Host(Namespace):
+    """A host on the switch, with this address. Methods that take a host concern the packets from it to this one."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__()
+        self.address = address
+        self.run("nft", "-f", "-", input=_RULES)
+
+    def cut_from(self, *others: Host) -> None:
+        """Take in nothing of other hosts any more; they hear of nothing."""
+        addresses = ", ".join(other.address for other in others)
+        self.run("nft", "add", "element", "inet", "faults", "cut", "{", addresses, "}")
+
+    def deaf_to_resets_of(self, other: Host) -> None:
+        """Ignore that the other host knows nothing of a connection: ours stays half open."""
+        self.run("nft", "add", "element", "inet", "faults", "deaf", "{", other.address, "}")
+
+    def heal(self) -> None:
+        """Take in everything again."""
+        self.run("nft", "flush set inet faults cut; flush set inet faults deaf")
+
+    def reset(self, other: Host | None = None) -> int:
+        """End all live TCP connections, or those to another host; the number of ends that were here."""
+        towards = [] if other is None else ["dst", other.address]
+        return len(self.run("ss", "-K", "-H", "-t", "state", "established", *towards).splitlines())
+
+    def limit(self, rate: str) -> None:
+        """So many bits a second, as tc writes them, leave this host."""
+        self.run(
+            "tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", rate, "burst", "32kb", "latency", "200ms"
+        )
+
+
+def separate(one: Host, others: Sequence[Host]) -> None:
+    """Cut a host off from others, both ways."""
+    one.cut_from(*others)
+    for other in others:
+        other.cut_from(one)
+
+
+@dataclass
+class Emulated:
+    """The addresses of hosts in an emulated network, and at the end what it did to packets."""
+
+    addresses: list[str]
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+class Network:
+    """A switch and its hosts. ``with Network() as network: a, b = network.hosts(2)``; at the end they are gone."""
+
+    def __init__(self) -> None:
+        self._open = ExitStack()
+        self._switch = self._add(Namespace())
+        self._switch.run("ip", "link", "add", "br0", "type", "bridge")
+        self._switch.run("ip", "link", "set", "br0", "up")
+        self._count = 0
+
+    def _add(self, namespace: Namespace) -> Namespace:
+        self._open.callback(namespace.close)
+        return namespace
+
+    def hosts(self, count: int) -> list[Host]:
+        """New hosts, with a cable each."""
+        return [self._host() for _ in range(count)]
+
+    def _host(self) -> Host:
+        self._count += 1
+        host = Host(f"{PREFIX}{self._count}")
+        self._add(host)
+        port = f"port{self._count}"
+        peer = ["peer", "name", "eth0", "netns", host.path]
+        self._switch.run("ip", "link", "add", port, "type", "veth", *peer)
+        self._switch.run("ip", "link", "set", port, "master", "br0", "up")
+        host.run("ip", "address", "add", f"{host.address}/24", "dev", "eth0")
+        host.run("ip", "link", "set", "eth0", "up")
+        return host
+
+    def limit_towards(self, host: Host, rate: str) -> None:
+        """So many bits a second reach a host."""
+        port = f"port{host.address.removeprefix(PREFIX)}"
+        self._switch.run(
+            "tc", "qdisc", "replace", "dev", port, "root", "tbf", "rate", rate, "burst", "32kb", "latency", "200ms"
+        )
+
+    @contextmanager
+    def emulated(self, faults: Faults, *hosts: Host) -> Iterator[Emulated]:
+        """A second network between hosts, which loses and delays: ``addresses`` are theirs in it."""
+        addresses = {host.fd: host.address.replace(PREFIX, BAD_PREFIX) for host in hosts}
+        with subprocess.Popen(
+            command(faults, addresses), stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=list(addresses)
+        ) as process:
+            assert process.stdin and process.stdout
+            assert process.stdout.readline() == b"ready\n", "the emulator did not start"
+            emulated = Emulated(list(addresses.values()))
+            yield emulated
+            process.stdin.close()
+            emulated.counts.update(json.loads(process.stdout.read()))
+
+    def __enter__(self) -> Network:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._open.close()
