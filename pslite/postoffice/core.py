@@ -233,8 +233,11 @@ class Core:
             self._early = [*self._early, (link, message)][-MAX_EARLY:]  # what is cut off is asked for by a probe
             return []
         known = self.roster.get(message.sender)
-        if message.op != Op.JOIN and (known is None or known.incarnation != message.incarnation):
-            return self._refuse(link, message, "this process is not a member of the job")
+        if known is None or known.incarnation != message.incarnation:
+            if message.op != Op.JOIN:
+                return self._refuse(link, message, "this process is not a member of the job")
+            if message.seq != 1:  # it would be kept until its predecessors come
+                return self._refuse(link, message, "the first request of a process is to join")
         if known is not None and known.ended is not None and not isinstance(known.ended, WorkerFinished):
             return self._refuse(link, message, f"it was given up: {known.ended}")
         if known is not None and known.away:
@@ -280,6 +283,8 @@ class Core:
         peer = self.roster.get(message.recver)
         if onward is None or peer is None or peer.ended is not None or peer.away or onward == link:
             return []  # the sender hears of lost members by an event
+        if self.delivery.link_to(message.sender) != link:
+            return []  # not a member, or not the one that it says
         return [Send(onward, message)]
 
     def _on_scheduler_event(self, now: float, request: Message) -> list[Action]:
@@ -441,6 +446,8 @@ class Core:
             self.scheduler_ready()
         for answer in step.answers:
             actions += self.answer(answer.request, answer.body, answer.error)
+            if answer.request.op == Op.JOIN and not self._is_member(answer.request):
+                self.delivery.forget(answer.request.incarnation)  # strangers may come without end
         actions += self._beats(step.beats)
         for node, error in step.ended:
             actions += self.lose(node, error)
@@ -471,6 +478,10 @@ class Core:
         """Look at the connection of every member that had one, also of those that left."""
         assert self.scheduler is not None
         return self._beats(self.scheduler.connected())
+
+    def _is_member(self, request: Message) -> bool:
+        assert self.scheduler is not None
+        return any(member.incarnation == request.incarnation for member in self.scheduler.membership.members)
 
     def _beats(self, links: Sequence[Link]) -> list[Action]:
         beat = Message(Kind.BEAT, job=self.delivery.job, sender=ids.SCHEDULER)

@@ -1,0 +1,103 @@
+"""A hundred thousand messages that are wrong, on every socket that listens, while a job trains: it notices nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+
+from pslite.wire import Kind, Message, Op, decode, encode
+from tests.harness import wait_until
+from tests.network.hosts import ThisMachine
+from tests.network.jobs import LanesJob
+from tests.network.test_load import memory
+from tests.system.jobs import Process
+
+from . import zmtp
+from .messages import malformed
+
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
+
+MESSAGES = 100_000
+CONNECTIONS = 5_000
+MOST = 50.0  # MiB that a process may grow
+SEED = 1
+
+
+@contextlib.contextmanager
+def training(tmp_path: Path) -> Iterator[LanesJob]:
+    """A job that pushes and pulls meanwhile, and must come to its end with the right values."""
+    here = ThisMachine()
+    with LanesJob(tmp_path, here, [here], [here, here]) as made:
+        made.begin("dist_sync", (1, 100), PSLITE_TRANSPORT="tcp", PSLITE_JOB_ID="fuzzed")
+        made.go_on(20)
+        yield made
+        made.go_on(20)
+        made.finish()
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("role", ["scheduler", "server"])
+def test_malformed_messages(role: str, tmp_path: Path) -> None:
+    with training(tmp_path) as job:
+        [target] = job.of(role)
+        before = memory(target.popen.pid)
+        send_messages(listening_port(target.popen.pid), malformed("fuzzed", SEED))
+        check(target, before)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("role", ["scheduler", "server"])
+def test_bytes_that_are_no_zmtp(role: str, tmp_path: Path) -> None:
+    with training(tmp_path) as job:
+        [target] = job.of(role)
+        before, port = memory(target.popen.pid), listening_port(target.popen.pid)
+        for data in itertools.islice(zmtp.nonsense(SEED), CONNECTIONS):
+            zmtp.say(port, data)
+        check(target, before)
+
+
+def check(target: Process, before: float) -> None:
+    """It has not grown, and nothing surprised it."""
+    grown = memory(target.popen.pid) - before
+    print(f"{target.role}: {grown:.0f} MiB more")  # noqa: T201 - a figure to look at
+    assert grown < MOST
+    assert "Traceback" not in target.stderr, target.stderr[-3000:]
+
+
+def send_messages(port: int, messages: Iterator[list[bytes]]) -> None:
+    """Send so many, at the pace of the target: after every thousand it refuses one by its number."""
+    with zmq.Context() as context, context.socket(zmq.DEALER) as sock:
+        sock.setsockopt(zmq.LINGER, 0)
+        sock.connect(f"tcp://127.0.0.1:{port}")
+        for number in range(2**40, 2**40 + MESSAGES // 1000):
+            for frames in itertools.islice(messages, 1000):
+                sock.send_multipart(frames)
+            question = Message(Kind.REQUEST, "fuzzed", sender=9, incarnation=777, seq=number, op=Op.BARRIER)
+            sock.send_multipart(encode(question))
+            wait_until(lambda: number in replies(sock), 30, "the answer to a message")  # noqa: B023 - called here
+
+
+def replies(sock: zmq.Socket[bytes]) -> set[int]:
+    """The numbers in all answers that are there."""
+    found = set()
+    with contextlib.suppress(zmq.Again):
+        while True:
+            found.add(decode(sock.recv_multipart(zmq.DONTWAIT)).seq)
+    return found
+
+
+def listening_port(pid: int) -> int:
+    """The TCP port that a process listens on."""
+    links = (os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir())
+    inodes = {link[8:-1] for link in links if link.startswith("socket:")}
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        words = line.split()
+        if words[3] == "0A" and words[9] in inodes:  # TCP_LISTEN
+            return int(words[1].split(":")[1], 16)
+    raise AssertionError(f"process {pid} listens nowhere")
