@@ -15,10 +15,12 @@ import sys
 import time
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 from .child import Child, Lines, adopt_orphans, reap_orphans
 from .error_record import ErrorRecord, forget_error_record, read_error_record
 from .keeper import Keeper, allow_many_descriptors
+from .keys import KeysFailed, key_file, make_keys
 from .lost import LostList
 from .protocol import Message, MessageReader, encode
 from .rendezvous import Rendezvous
@@ -46,6 +48,7 @@ class Agent:
         self._lost: LostList | None = None  # while there are restarts
         self._look_at = 0.0  # when to look at it next
         self._limits: tuple[int, int] | None = None  # of open descriptors in processes, if they are not the agent's
+        self._keys: Path | None = None  # where the processes' keys are, if they have any
         self._out = bytearray()  # events the launcher has not taken yet
         self._launcher_lives = True
         self._grace = _ORPHAN_GRACE
@@ -162,13 +165,28 @@ class Agent:
         for process in order["processes"]:
             keeps = self._max_restarts and process["role"] == "server"
             self._children.append(Child(process, Keeper(partial(self._notice, process["rank"])) if keeps else None))
+        if order["keys"] and not self._make_keys(self._rendezvous):
+            return
         for child in self._children:
             self._launch(child, self._rendezvous)
             self._write_processes(self._rendezvous)
 
+    def _make_keys(self, rendezvous: Rendezvous) -> bool:
+        """Make the keys of this host's processes; without them none is started."""
+        try:
+            self._keys = make_keys(rendezvous.directory, [child.role for child in self._children])
+        except KeysFailed as error:
+            for child in self._children:
+                child.exit = 1
+                self._send({"event": "failed", "id": child.id, "code": 1, "error": str(error)})
+            return False
+        return True
+
     def _launch(self, child: Child, rendezvous: Rendezvous) -> None:
         inherited = {name: value for name, value in os.environ.items() if name not in JOB_VARIABLES}
         env = inherited | child.env | rendezvous.env(child.role)
+        if self._keys is not None:
+            env["PSLITE_KEY_FILE"] = str(self._keys / key_file(child.role, child.rank))
         try:
             child.start(env, rendezvous.descriptors(child.role), self._limits)
         except OSError as error:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from . import cli, local
+from . import cli, keys, local
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,6 +34,12 @@ def _become(module: str, arguments: Sequence[str]) -> int:
     path = os.pathsep.join(filter(None, (local.import_root(), os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-m", module, *arguments]
     os.execve(sys.executable, command, os.environ | ({"PYTHONPATH": path} if path else {}))
+
+
+def _keys(arguments: Sequence[str]) -> int:
+    """Become ``python -m pslite.keys``, likewise."""
+    argv, env = keys.command(*arguments)
+    os.execve(sys.executable, argv, env)
 
 
 def _env(arguments: Sequence[str]) -> int:
@@ -75,5 +81,6 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
         "measure rounds of push and pull, also against peers and against what memory allows",
     ),
     "chaos": (partial(_become, "kvstore.chaos"), "kill and stop processes of jobs, and count what got lost"),
+    "keys": (_keys, "make the keys of a job whose processes are started by hand"),
     "env": (_env, "print the versions that a bug report needs"),
 }

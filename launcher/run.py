@@ -68,8 +68,9 @@ class Job:
                 for index, process in enumerate(self._spec.processes)
                 if process.host == agent.host
             ]
-            order = {"do": "start", "job": self._job, "transport": self._spec.transport, "grace": self._grace}
-            agent.send(order | {"max_restarts": self._spec.max_restarts, "processes": mine})
+            order = {"do": "start", "job": self._job, "transport": self._spec.transport, "keys": self._spec.keys}
+            order |= {"grace": self._grace, "max_restarts": self._spec.max_restarts, "processes": mine}
+            agent.send(order)
 
     def _end_orders(self) -> None:
         self._ending = True

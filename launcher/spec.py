@@ -9,13 +9,14 @@ from typing import Any
 
 from .options import Options
 
-#: What exists only once the job has been opened; the last for the scheduler only.
+#: What exists only once the job has been opened; the last but one with TCP only, the last for the scheduler only.
 SET_AT_START = (
     "DMLC_PS_ROOT_URI",
     "DMLC_PS_ROOT_PORT",
     "PSLITE_JOB_ID",
     "PSLITE_JOB_DIR",
     "PSLITE_ROOT",
+    "PSLITE_KEY_FILE",
     "PSLITE_ROOT_FD",
 )
 #: What tells a process its place in a job. Inherited values belong to another job: the agent removes them.
@@ -67,6 +68,7 @@ class JobSpec:
 
     processes: tuple[ProcessSpec, ...]
     transport: str  # of the scheduler's listening socket: ipc or tcp
+    keys: bool  # every process gets a key pair of its own
     notices: tuple[str, ...]  # said once on stderr
     max_restarts: int = 0  # of each process that a signal ended
 
@@ -90,9 +92,14 @@ def plan(options: Options, environ: Mapping[str, str], import_root: str | None =
     processes = [_process("scheduler", 0, server_argv, common)]
     processes += [_process("server", rank, server_argv, servers) for rank in range(options.num_servers)]
     processes += [_worker(rank, options, workers) for rank in range(options.num_workers)]
-    transport = common.get("PSLITE_TRANSPORT", environ.get("PSLITE_TRANSPORT", ""))
-    listens = "tcp" if transport.strip().lower() == "tcp" else "ipc"
-    return JobSpec(tuple(processes), listens, tuple(notices), options.max_restarts)
+    tcp, open_to_all = (
+        common.get(name, environ.get(name, "")).strip().lower() == value
+        for name, value in (("PSLITE_TRANSPORT", "tcp"), ("PSLITE_SECURITY", "none"))
+    )
+    if tcp and open_to_all:
+        notices.append("PSLITE_SECURITY=none: whoever can connect to this host can read and change the model")
+    listens, keys = "tcp" if tcp else "ipc", tcp and not open_to_all
+    return JobSpec(tuple(processes), listens, keys, tuple(notices), options.max_restarts)
 
 
 def _common(options: Options, environ: Mapping[str, str], import_root: str | None) -> Iterator[tuple[str, str]]:

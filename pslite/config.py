@@ -40,7 +40,8 @@ class Config:
     keeper_fd: int | None = None  # a server's connection to who keeps its memory for a successor
     host: str = ""  # the address that peers reach this process at; empty lets the route to the scheduler decide
     transport: str = "auto"
-    security: str = ""
+    security: str = ""  # "none": no keys, and any address
+    key_file: str = ""  # this process's key; the roster of public keys is beside it
     timeout: float | None = 600.0
     start_timeout: float | None = 60.0
     resend_timeout: float = 1.0
@@ -79,6 +80,7 @@ class Config:
             host=env.get("DMLC_NODE_HOST", "") or _interface_address(env.get("DMLC_INTERFACE", "")),
             transport=read.choice("PSLITE_TRANSPORT", "auto", TRANSPORTS),
             security=read.choice("PSLITE_SECURITY", "", ("", "none")),
+            key_file=env.get("PSLITE_KEY_FILE", ""),
             timeout=read.number("PSLITE_TIMEOUT", 600.0, float, 0) or None,
             start_timeout=read.number("PSLITE_START_TIMEOUT", 60.0, float, 0) or None,
             resend_timeout=read.number("PS_RESEND_TIMEOUT", 1000, float, 1) / 1000,

@@ -339,6 +339,11 @@ class Delivery:
         inbox.active[message.seq] = message
         return [message], sends
 
+    def origin(self, incarnation: int) -> Link | None:
+        """Where the requests of a process came from; None if there were none."""
+        inbox = self._inboxes.get(incarnation)
+        return None if inbox is None else inbox.link
+
     def on_ack(self, link: Link, ack: Message) -> list[Send]:
         """The replies that may leave now that more of them have come."""
         inbox = self._inboxes.get(ack.incarnation)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 __all__ = [
     "ArgumentTypeError",
+    "AuthError",
     "BarrierTimeout",
     "BindError",
     "CheckpointError",
@@ -295,6 +296,13 @@ class BindError(JoinError):
 
     def describe(self) -> str:
         return f"cannot listen on {self.address}: {self.reason}"
+
+
+class AuthError(JoinError, PermissionError):
+    """Raised when a process does not let this one in, or is not who it should be, by its CURVE key."""
+
+    def describe(self) -> str:
+        return f"no connection to {self.node}: {self.reason}"
 
 
 class RendezvousTimeout(JoinError, TimeoutError):

@@ -30,6 +30,7 @@ MAGIC = 0x5053
 VERSION = 1
 MAX_HEADER = 4 * 1024 * 1024  # bytes
 MAX_BODY = MAX_HEADER // 2  # bytes; the rest is for the table of arrays
+MAX_FRAME = 16 << 30  # bytes; of a header or an array that travels
 MAX_ARRAYS = 65_536
 MAX_DIMENSIONS = 32
 MAX_ACKS = 2048  # numbers in the list of acknowledgements
@@ -155,6 +156,8 @@ def check(message: Message) -> None:
         raise ProtocolError(f"the dtype codes {codes!r:.80} do not fit the {len(arrays)} arrays")
     if len(arrays) > MAX_ARRAYS or (arrays and max([a.ndim for a in arrays]) >= MAX_DIMENSIONS):
         raise ProtocolError(f"a message carries at most {MAX_ARRAYS} arrays of at most {MAX_DIMENSIONS - 1} dimensions")
+    if max([a.nbytes for a in message.arrays], default=0) > MAX_FRAME:
+        raise ProtocolError(f"an array of a message has at most {MAX_FRAME} bytes: give several smaller ones")
     numbers = (message.app, message.customer, message.cmd, message.priority)
     if {*map(type, numbers)} != _ONLY_INTS or min(numbers) < -(2**63) or max(numbers) >= 2**63:
         raise ProtocolError(f"app, customer, cmd, priority = {numbers!r:.320} must be whole numbers of 64 bits")

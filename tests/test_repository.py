@@ -17,7 +17,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("pslite", "kvstore", "launcher")
 UNSAFE_MODULES = {"pickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
-UNSAFE_CALLS = {"eval", "exec", "send_pyobj", "recv_pyobj"}
+UNSAFE_CALLS = {"eval", "exec", "send_pyobj", "recv_pyobj", "yaml.load", "yaml.load_all", "yaml.unsafe_load"}
+YAML = {"load", "load_all", "unsafe_load"}
 
 
 def sources(*folders: str) -> list[Path]:
@@ -108,6 +109,8 @@ def test_nothing_runs_code_from_data(path: Path) -> None:
         "eval(text)",
         "exec(text)",
         "socket.send_pyobj(x)",
+        "yaml.load(file)",
+        "yaml.unsafe_load(file)",
         "np.load(file, allow_pickle=True)",
     ],
 )
@@ -128,6 +131,7 @@ def unsafe(source: str) -> Iterator[str]:
             found = not node.level and str(node.module).split(".")[0] in UNSAFE_MODULES
         elif isinstance(node, ast.Call):
             name = getattr(node.func, "id", None) or getattr(node.func, "attr", None)
+            name = ast.unparse(node.func) if name in YAML else name
             pickles = any(k.arg == "allow_pickle" and ast.unparse(k.value) != "False" for k in node.keywords)
             found = name in UNSAFE_CALLS or pickles
         else:

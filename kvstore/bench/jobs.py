@@ -47,8 +47,9 @@ def run_ours(job: dict[str, Any], servers: int, transport: str | None) -> Measur
 
 
 def launched(workers: int, servers: int, transport: str | None, module: str, *arguments: str) -> list[str]:
-    """The command that runs a module of this package in every process of a job."""
+    """The command that runs a module of this package in every process of a job; over tcp without encryption."""
     env = ["--env", "OMP_NUM_THREADS=1", *([] if transport is None else ["--env", f"PSLITE_TRANSPORT={transport}"])]
+    env += ["--env", "PSLITE_SECURITY=none"] if transport == "tcp" else []  # peers do not encrypt either
     launch = [sys.executable, "-m", "launcher", "-n", str(workers), "-s", str(servers), "--grace", "5", "--no-prefix"]
     return [*launch, *env, sys.executable, "-m", module, *arguments]
 

@@ -108,7 +108,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     job.add_argument("-s", "--servers", type=_count, default=1, metavar="N", help="number of servers (default: 1)")
     job.add_argument("--server", choices=SERVER_SIDES, help="what servers do with a push (default: none, they sum)")
     job.add_argument("--type", choices=TYPES, default="dist_sync", help="of the store (default: dist_sync)")
-    job.add_argument("--transport", choices=TRANSPORTS, help="how bytes travel (default: the store's)")
+    job.add_argument(
+        "--transport", choices=TRANSPORTS, help="how bytes travel (default: the store's); tcp without encryption"
+    )
     job.add_argument("--arrays", choices=("plain", "empty"), default="plain", help="numpy's own, or kv.empty's")
     job.add_argument("--calls", choices=("list", "each"), default="list", help="a list of keys, or a call for each key")
     job.add_argument("--busy-worker", action="store_true", help="workers compute in pure Python meanwhile")

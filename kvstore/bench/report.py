@@ -33,7 +33,9 @@ def document(**results: Any) -> dict[str, Any]:
 def comparison(found: Comparison) -> str:
     """The tables of one workload."""
     load, options = found.workload, found.options
-    settings = [options.type, options.server, f"transport {options.transport}" if options.transport else ""]
+    unencrypted = " without encryption" if options.transport == "tcp" else ""
+    settings = [options.type, options.server]
+    settings += [f"transport {options.transport}{unencrypted}" if options.transport else ""]
     settings += ["kv.empty" if options.arrays == "empty" else "", "call by call" if options.calls == "each" else ""]
     settings += ["busy workers" if options.busy_worker else ""]
     head = [

@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import stat
 from collections.abc import Callable
+from dataclasses import replace
 from urllib.parse import urlsplit
 
+from pslite import security
 from pslite.config import Config, is_loopback
 from pslite.errors import ConfigError
 from pslite.van import shared
@@ -18,8 +21,27 @@ from pslite.van.zmq_van import ZmqVan
 log = logging.getLogger("pslite")
 
 
-def open_van(config: Config, identity: str, clock: Callable[[], float]) -> Van:
+def with_rank_of_key(config: Config) -> tuple[Config, security.Keys | None]:
+    """The keys of this process, if it has any, and its settings with the rank that its key stands for.
+
+    Raises ConfigError for a file that is not safe, or that is another process's.
+    """
+    if not config.key_file or config.security == "none":
+        return config, None
+    keys = security.load(config.key_file)
+    if keys.role != config.role or config.rank not in (None, keys.rank):
+        whose = security.file_name(config.role, config.rank or 0)
+        remedy = f"this is the key of {keys.role} {keys.rank}: give this process {whose}"
+        raise ConfigError(name="PSLITE_KEY_FILE", value=config.key_file, allowed=remedy)
+    return replace(config, rank=None if config.role == "scheduler" else keys.rank), keys
+
+
+def open_van(
+    config: Config, identity: str, clock: Callable[[], float], keys: security.Keys | None = None
+) -> Van:
     """The van for the root's address scheme; with shared memory if the job has a directory that its processes share."""
+    if config.job_dir:
+        _must_be_private(config.job_dir)
     scheme = urlsplit(config.root).scheme
     if scheme not in ("tcp", "ipc"):
         raise ConfigError(name="root", value=config.root, allowed="addresses are tcp://host:port or ipc:///path")
@@ -30,14 +52,14 @@ def open_van(config: Config, identity: str, clock: Callable[[], float]) -> Van:
         elif config.transport == "shm":
             remedy = "it needs Linux 5.1 and PSLITE_JOB_DIR, which the launcher makes: choose auto, ipc or tcp"
             raise ConfigError(name="PSLITE_TRANSPORT", value="shm", allowed=remedy)
-    return ZmqVan(identity, config.role == "scheduler", exchange)
+    return ZmqVan(identity, config.role == "scheduler", exchange, keys)
 
 
 def to_listen(config: Config, identity: str) -> list[str]:
     """Where this process accepts connections. Workers bind nothing, and so work behind NAT.
 
     A job in one job directory uses ipc there and opens no TCP port unless the transport says so. Raises ConfigError
-    for an address that other hosts reach, unless PSLITE_SECURITY=none.
+    for an address that other hosts reach, unless there are keys or PSLITE_SECURITY=none.
     """
     scheme = urlsplit(config.root).scheme
     if config.role == "worker":
@@ -78,14 +100,25 @@ def _host_towards(root: str) -> str:
         return str(probe.getsockname()[0])
 
 
+def _must_be_private(directory: str) -> None:
+    """Whoever can enter it can take part in the job, by the sockets that are in it."""
+    try:
+        found = os.stat(directory)
+    except OSError as error:
+        raise ConfigError(name="PSLITE_JOB_DIR", value=directory, allowed=f"{error.strerror}") from None
+    if found.st_uid not in (0, os.geteuid()) or stat.S_IMODE(found.st_mode) & 0o077:
+        remedy = f"others can enter it: make it with mkdir -m 700, or chmod 700 {directory}"
+        raise ConfigError(name="PSLITE_JOB_DIR", value=directory, allowed=remedy)
+
+
 def _must_be_safe(host: str, config: Config) -> None:
-    if is_loopback(host):
-        return
-    if config.security != "none":
+    if config.security == "none":
+        log.warning("listening on %s without authentication: PSLITE_SECURITY=none", host)
+    elif not is_loopback(host) and not config.key_file:
         raise ConfigError(
             name="DMLC_PS_ROOT_URI",
             value=config.root,
-            allowed="other hosts reach this address: set PSLITE_SECURITY=none on every process to accept that "
-            "anybody on the network can take part",
+            allowed=f"other hosts reach this address: make keys with `pslite keys DIR -n {config.num_workers} "
+            f"-s {config.num_servers}` and give each process its own in PSLITE_KEY_FILE, or set PSLITE_SECURITY=none "
+            "on every process to accept that anybody on the network can take part",
         )
-    log.warning("listening on %s without authentication: PSLITE_SECURITY=none", host)

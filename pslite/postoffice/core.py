@@ -11,12 +11,14 @@ from typing import Any
 
 from pslite import ids
 from pslite.delivery import Delivery, Pending, Send
-from pslite.errors import JoinError, PeerError, PeerLost, ProtocolError, PSError, WorkerFinished
-from pslite.van.base import LinkDown, LinkUp, Received, Rejected, VanEvent
+from pslite.errors import AuthError, JoinError, PeerError, PeerLost, ProtocolError, PSError, WorkerFinished
+from pslite.van.base import LinkDown, LinkRefused, LinkUp, Received, Rejected, VanEvent
 from pslite.wire import Flag, Kind, Link, Message, Op
 
 from .membership import LOST_AFTER, Hint, Member
+from .permissions import permitted
 from .scheduler import Scheduler
+from .strikes import Strikes
 
 LOOPBACK: Link = 0  # the link of a process to itself
 FOR_EVER = float("inf")
@@ -69,6 +71,13 @@ class Forget:
 
 
 @dataclass(slots=True)
+class Refuse:
+    """Take nothing more from this link."""
+
+    link: Link
+
+
+@dataclass(slots=True)
 class Log:
     """Write a line to the log."""
 
@@ -76,7 +85,7 @@ class Log:
     text: str
 
 
-Action = Send | Connect | Deliver | PeerEnded | PeerAway | PeerBack | Forget | Log
+Action = Send | Connect | Deliver | PeerEnded | PeerAway | PeerBack | Forget | Refuse | Log
 Handler = Callable[[float, Message], list[Action]]
 
 
@@ -119,6 +128,7 @@ class Core:
     epoch: int = 0  # of the table of members, as the scheduler told it last
     returns: bool = False  # servers that die come again: a broken connection is the scheduler's to judge
     _acknowledged: list[tuple[int, int, int]] = field(default_factory=list)  # successors that nodes have heard of
+    strikes: Strikes = field(default_factory=Strikes)  # of those who send what is no message of ours
     _early: list[tuple[Link, Message]] = field(default_factory=list)  # requests that came before the welcome
     _known_links: set[int] = field(default_factory=set)  # links of ours that were up once, by node
     _down_since: dict[int, float] = field(default_factory=dict)  # links of ours that are broken, by node
@@ -184,6 +194,7 @@ class Core:
     def on_event(self, now: float, event: VanEvent) -> list[Action]:
         """Something came from the van."""
         if isinstance(event, Received):
+            self.strikes.clear(event.link)
             actions = self._on_message(now, event.link, event.message)
             if self._early and self.ready:
                 early, self._early = self._early, []
@@ -191,8 +202,12 @@ class Core:
                     actions += self._on_message(now, link, message)
             return actions
         if isinstance(event, Rejected):
-            return [Log("warning", f"dropped a message: {event.reason}")]
+            too_many = event.strike and self.strikes.count(event.link)
+            actions = self._warn(now, f"dropped a message: {event.reason}")
+            return [*actions, Refuse(event.link)] if too_many else actions
         assert isinstance(event.link, int)
+        if isinstance(event, LinkRefused):
+            return self._on_link_refused(event.link, event.reason)
         if isinstance(event, LinkUp):
             self._known_links.add(event.link)
             if self._down_since.pop(event.link, None) is not None:
@@ -203,21 +218,35 @@ class Core:
             self._down_since.setdefault(event.link, now)
         return []
 
+    def _on_link_refused(self, node: int, reason: str) -> list[Action]:
+        error = AuthError(node=ids.name_of(node), reason=reason)
+        self.fatal = self.fatal or error
+        for pending in self.delivery.fail(node):
+            pending.on_reply(error)
+        return [Log("error", str(error))]
+
+    def _warn(self, now: float, text: str) -> list[Action]:
+        line = self.strikes.line(now, text)
+        return [] if line is None else [Log("warning", line)]
+
     def _on_message(self, now: float, link: Link, message: Message) -> list[Action]:
         if message.job and self.delivery.job and message.job != self.delivery.job:
-            return self._refuse(link, message, f"it belongs to job {message.job!r}, this is job {self.delivery.job!r}")
+            reason = f"it belongs to job {message.job!r}, this is job {self.delivery.job!r}"
+            return self._refuse(now, link, message, reason)
         if message.recver not in (0, self.node) and self.node:
             return [] if self.scheduler is None else self._relay(link, message)
         if message.kind == Kind.REQUEST:
             return self._on_request(now, link, message)
         known = self.roster.get(message.sender)
         if known is not None and (known.incarnation != message.incarnation or known.away):
-            return self._refuse(link, message, "another process has its place")
+            return self._refuse(now, link, message, "another process has its place")
         if message.kind == Kind.REPLY:
             pending, sends = self.delivery.on_reply(now, link, message)
             if pending is not None:
                 pending.on_reply(message)
             return [*sends, *self._settle(now)]
+        if message.kind in (Kind.PROBE, Kind.ACK) and not self._is_of_its_incarnation(link, message):
+            return self._refuse(now, link, message, "this process is not a member of the job")
         if message.kind == Kind.PROBE:
             return list(self.delivery.on_probe(link, message, self._why))
         if message.kind == Kind.STATUS:
@@ -228,6 +257,13 @@ class Core:
             return list(self.delivery.on_ack(link, message))
         return []  # a beat
 
+    def _is_of_its_incarnation(self, link: Link, message: Message) -> bool:
+        """Whether the sender is the process that it talks about: all members know each other's incarnation."""
+        if message.sender == 0:  # it has not been welcomed yet: it is where its JOIN came from
+            return self.delivery.origin(message.incarnation) in (None, link)
+        known = self.roster.get(message.sender)
+        return not self.ready or (known is not None and known.incarnation == message.incarnation)
+
     def _on_request(self, now: float, link: Link, message: Message) -> list[Action]:
         if not self.ready and message.op != Op.JOIN and self.scheduler is None:
             self._early = [*self._early, (link, message)][-MAX_EARLY:]  # what is cut off is asked for by a probe
@@ -235,13 +271,15 @@ class Core:
         known = self.roster.get(message.sender)
         if known is None or known.incarnation != message.incarnation:
             if message.op != Op.JOIN:
-                return self._refuse(link, message, "this process is not a member of the job")
+                return self._refuse(now, link, message, "this process is not a member of the job")
             if message.seq != 1:  # it would be kept until its predecessors come
-                return self._refuse(link, message, "the first request of a process is to join")
+                return self._refuse(now, link, message, "the first request of a process is to join")
         if known is not None and known.ended is not None and not isinstance(known.ended, WorkerFinished):
-            return self._refuse(link, message, f"it was given up: {known.ended}")
+            return self._refuse(now, link, message, f"it was given up: {known.ended}")
         if known is not None and known.away:
-            return self._refuse(link, message, "it was taken for dead, and its successor is awaited")
+            return self._refuse(now, link, message, "it was taken for dead, and its successor is awaited")
+        if message.op == Op.JOIN and not self._is_of_its_incarnation(link, message):
+            return self._refuse(now, link, message, "its incarnation is that of another process")
         ready, actions = self.delivery.on_request(link, message)
         result: list[Action] = list(actions)
         for request in ready:
@@ -249,17 +287,18 @@ class Core:
         return result
 
     def _dispatch(self, now: float, link: Link, request: Message) -> list[Action]:
+        sender = ids.role_of(request.sender) if request.sender else "worker"  # or a server: it is about to join
+        if not permitted(request.op, sender, self.role):
+            problem = f"operation {request.op} is not for a {sender} to ask of {ids.name_of(self.node)}"
+            return [*self._warn(now, problem), *self.answer(request, error=ProtocolError(problem))]
         if request.op in (Op.DATA, Op.SIMPLE):
             return [Deliver(request)]
-        if request.op == Op.EVENT and request.sender == ids.SCHEDULER:
+        if request.op == Op.EVENT:
             return self._on_scheduler_event(now, request)
-        if self.scheduler is None:
-            return self.answer(
-                request, error=ProtocolError(f"{ids.name_of(self.node)} does not serve operation {request.op}")
-            )
+        assert self.scheduler is not None  # it alone answers the rest
         return self._run(now, self.scheduler.on_request(link, request, now))
 
-    def _refuse(self, link: Link, message: Message, reason: str) -> list[Action]:
+    def _refuse(self, now: float, link: Link, message: Message, reason: str) -> list[Action]:
         if message.kind not in (Kind.REQUEST, Kind.PROBE):
             return []
         error = JoinError(node=ids.name_of(message.sender) if message.sender else "this process", reason=reason)
@@ -268,11 +307,12 @@ class Core:
         # Of the requests that a probe asks about, the oldest is refused, and by the next probes the others.
         reply.seq = message.floor if message.kind == Kind.PROBE else message.seq
         reply.flags, reply.body = Flag.ERROR, error.to_wire()
-        return [Send(link, reply), Log("warning", f"refused a request: {error}")]
+        reply.incarnation = self.delivery.incarnation
+        return [Send(link, reply), *self._warn(now, f"refused a request: {error}")]
 
-    def on_malformed(self, event: VanEvent, error: Exception) -> list[Action]:
+    def on_malformed(self, now: float, event: VanEvent, error: Exception) -> list[Action]:
         """A message could not be understood: its sender gets the error if it waits for an answer."""
-        actions: list[Action] = [Log("warning", f"dropped a malformed message: {error!r:.300}")]
+        actions = self._warn(now, f"dropped a malformed message: {error!r:.300}")
         if isinstance(event, Received) and event.message.kind == Kind.REQUEST:
             problem = ProtocolError(f"malformed request: {error!r:.300}")
             actions += self.answer(event.message, error=problem)

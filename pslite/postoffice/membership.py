@@ -31,6 +31,8 @@ from pslite.wire import Link, Message
 from .barrier import Answer
 
 BEAT_INTERVAL = 0.25  # seconds between two looks at every member's connection
+MAX_ADDRESSES = 8  # of a server
+MAX_NAME = 256  # characters of a host name or an address; those of a Unix socket are 107 at most
 LOST_AFTER = 0.5  # seconds without a connection: ZeroMQ reconnects within 0.1
 KNOCK_FOR = 3.0  # seconds that a process may wish for a rank whose member is not known to be dead yet
 
@@ -452,11 +454,13 @@ def _is_join(body: Any) -> bool:
     role, wish, addresses, host, pid, restarts, on_worker_lost = body
     if on_worker_lost not in ("", "raise", "wait", "shrink"):
         return False
-    if not (isinstance(role, str) and isinstance(host, str) and type(pid) is int and type(restarts) is int):
-        return False
     if wish is not None and type(wish) is not int:
         return False
-    listed = isinstance(addresses, list) and all(isinstance(address, str) for address in addresses)
+    if not (isinstance(role, str) and _is_name(host) and type(pid) is int and 0 <= pid < 2**31):
+        return False
+    if type(restarts) is not int:
+        return False
+    listed = isinstance(addresses, list) and len(addresses) <= MAX_ADDRESSES and all(map(_is_name, addresses))
     return listed and bool(addresses) == (role == "server")
 
 
@@ -466,3 +470,8 @@ def _refused(request: Message, node: str, reason: str) -> Outcome:
 
 def _taken(other: Member) -> str:
     return f"{other.name} has that rank: give every {other.role} its own DMLC_RANK, or none"
+
+
+def _is_name(text: Any) -> bool:
+    """Whether a host or an address is one: it ends up in everybody's roster, logs and errors."""
+    return isinstance(text, str) and len(text) <= MAX_NAME and text.isprintable()

@@ -71,6 +71,7 @@ class Postoffice:
             raise ConfigError(name="DMLC_PS_ROOT_URI", value=None, allowed="give the address of the scheduler")
         for notice in config.notices:
             log.warning("%s", notice)
+        config, keys = addresses.with_rank_of_key(config)
         self.config = config
         self._rng = rng or Random(int.from_bytes(os.urandom(16), "big"))
         self._clock = clock
@@ -80,7 +81,7 @@ class Postoffice:
         self._core = Core(config.role, delivery, returns=config.max_restarts > 0)
         self._shell = Shell(
             self._core,
-            van or addresses.open_van(config, self._identity, clock),
+            van or addresses.open_van(config, self._identity, clock, keys),
             clock,
             config.drop_rate,
             self._rng,

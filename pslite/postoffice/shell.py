@@ -21,7 +21,21 @@ from pslite.flow import Arrivals
 from pslite.van.base import Received, Van, VanEvent
 from pslite.wire import Kind, Message
 
-from .core import FOR_EVER, LOOPBACK, Action, Connect, Core, Deliver, Forget, Log, PeerAway, PeerBack, PeerEnded
+from .core import (
+    FOR_EVER,
+    LOOPBACK,
+    Action,
+    Connect,
+    Core,
+    Deliver,
+    Forget,
+    Log,
+    PeerAway,
+    PeerBack,
+    PeerEnded,
+    Refuse,
+)
+from .strikes import printable
 
 log = logging.getLogger("pslite")
 
@@ -109,9 +123,11 @@ class Shell:
                     self._deliveries.add(partial(tell, action))
             elif isinstance(action, Forget):
                 self.van.forget(action.incarnation)
+            elif isinstance(action, Refuse):
+                self.van.refuse(action.link)
             else:
                 assert isinstance(action, Log)
-                log.log(logging.getLevelName(action.level.upper()), action.text)
+                log.log(logging.getLevelName(action.level.upper()), "%s", printable(action.text))
 
     def _send(self, send: Send) -> None:
         if send.link == LOOPBACK:
@@ -261,7 +277,7 @@ class Shell:
             actions = self.core.on_event(self.now(), event)
         except (PSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             # A body of another form than its operation has: it costs its sender, never this process.
-            actions = self.core.on_malformed(event, error)
+            actions = self.core.on_malformed(self.now(), event, error)
         self.run(actions)
 
     def _next_event(self) -> VanEvent | None:

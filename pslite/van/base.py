@@ -34,13 +34,25 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """Something came in that is not a message of this protocol."""
+    """Something came in that is not a message of this protocol, or not of the peer that the connection is to.
+
+    ``strike``: whether it speaks against the peer; not so if only memory that it shares with us could not be found.
+    """
+
+    link: Link
+    reason: str
+    strike: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class LinkRefused:
+    """The node that we connected to does not let us in, or is not who it should be: trying again is of no use."""
 
     link: Link
     reason: str
 
 
-VanEvent = LinkUp | LinkDown | Received | Rejected
+VanEvent = LinkUp | LinkDown | LinkRefused | Received | Rejected
 
 
 class Van(abc.ABC):
@@ -78,6 +90,9 @@ class Van(abc.ABC):
 
     def forget(self, incarnation: int) -> None:  # noqa: B027 - most vans keep nothing of a peer
         """A process has died: what it shared is not needed any more."""
+
+    def refuse(self, link: Link) -> None:  # noqa: B027 - a van without strangers has nobody to refuse
+        """Take nothing more from an incoming link."""
 
     @abc.abstractmethod
     def send(self, link: Link, message: Message) -> bool:

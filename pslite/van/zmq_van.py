@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import functools
 import logging
 import os
+import secrets
 import select
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -19,9 +22,11 @@ from pslite import ids
 from pslite.errors import BindError, JoinError, ProtocolError
 from pslite.flow import SMALL, cost
 from pslite.memory import PACK_BELOW
-from pslite.wire import Array, Flag, Link, Message, Place, decode, encode
+from pslite.security import Keys
+from pslite.wire import MAX_FRAME, Array, Flag, Link, Message, Place, decode, encode
 
-from .base import LinkDown, LinkUp, Received, Rejected, Van, VanEvent
+from .base import LinkDown, LinkRefused, LinkUp, Received, Rejected, Van, VanEvent
+from .guard import DOMAIN, Guard, of_peer
 from .shared.exchange import TIDY_EVERY, Exchange
 
 log = logging.getLogger("pslite")
@@ -33,9 +38,20 @@ COPY_BELOW = 64 * 1024  # bytes; for smaller frames a copy is cheaper than ZeroM
 HEARTBEAT_INTERVAL = 250  # ms
 HEARTBEAT_TIMEOUT = 1000  # ms for an answer; then the peer is disconnected, and is lost if it does not come back soon
 ACKNOWLEDGED_WITHIN = 2000  # ms for a peer's kernel to take what we send; else the same
+HANDSHAKE = 2000  # ms
+MAX_CLOSED = 20  # connections that a peer closed in the handshake, 50 ms apart: it does not have the key we expect
+MAX_REFUSED = 1024  # links that nothing more is taken from
+LOOK_AT_ROSTER = 1.0  # seconds between two looks whether a key was taken out of it
 
 _POLLIN = int(zmq.POLLIN)  # plain ints: the operators of pyzmq's enums cost microseconds
 _UP, _DOWN = int(zmq.EVENT_HANDSHAKE_SUCCEEDED), int(zmq.EVENT_DISCONNECTED)
+_DENIED, _MISMATCH = int(zmq.EVENT_HANDSHAKE_FAILED_AUTH), int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
+_CLOSED = int(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
+_REASONS = {
+    _DENIED: "it does not know the key of this process: take PSLITE_KEY_FILE from the keys of this job",
+    _MISMATCH: "one of the two has keys and the other has none: set PSLITE_KEY_FILE, or PSLITE_SECURITY=none, for both",
+    _CLOSED: "it does not have the key that the roster says: it belongs to another job, or is not what it should be",
+}
 _DONTWAIT, _DONTWAIT_MORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE)
 
 
@@ -47,16 +63,27 @@ class ZmqVan(Van):
     its way no heartbeat gets through, and a slow network would have its connections cut in the midst of each. There
     TCP tells who cannot be reached: by what is not acknowledged, be it only a probe of what is overdue.
     ``heartbeats``: whether those who connect to us get them, as on the scheduler. ``exchange``: for peers that share
-    memory with us.
+    memory with us. ``keys``: with them tcp is encrypted, and each end proves to the other who it is; ipc is as without
+    them, for its sockets are in a directory that nobody else can enter.
     """
 
-    def __init__(self, identity: str, heartbeats: bool = False, exchange: Exchange | None = None) -> None:
-        if zmq.zmq_version_info() < (4, 3, 3):  # older ones can be blocked by a raw TCP client (CVE-2020-15166)
-            raise JoinError(node="this process", reason=f"libzmq {zmq.zmq_version()} is too old, 4.3.3 is needed")
+    def __init__(
+        self, identity: str, heartbeats: bool = False, exchange: Exchange | None = None, keys: Keys | None = None
+    ) -> None:
+        # Older ones can be blocked by a raw TCP client (CVE-2020-15166) or crashed by one (CVE-2021-20234 to 20237).
+        if zmq.zmq_version_info() < (4, 3, 5):
+            raise JoinError(node="this process", reason=f"libzmq {zmq.zmq_version()} is too old, 4.3.5 is needed")
         self._context = zmq.Context()
         # The default of 1023 sockets is one DEALER and two monitor ends per peer: 341 peers.
-        self._context.set(zmq.MAX_SOCKETS, 65_535 if zmq.zmq_version_info() >= (4, 3) else 1023)
-        self._identity = identity.encode()
+        self._context.set(zmq.MAX_SOCKETS, 65_535)
+        # Who knows a routing id can take over what is sent to it (ROUTER_HANDOVER). All members know each other's job,
+        # role and incarnation; the rest of the id they do not.
+        self._identity = (f"{secrets.token_hex(8)}/{identity}" if keys else identity).encode()
+        self._keys = keys
+        self._guard = Guard(keys.roster.nodes if keys else {})
+        self._look_at_roster = 0.0  # when it is due
+        self._refused: dict[bytes, None] = {}  # links that nothing more is taken from, the oldest first
+        self._closed: dict[int, int] = {}  # connections closed in the handshake since the last good one, by node
         self._heartbeats = heartbeats
         self._exchange = exchange
         if exchange is not None:
@@ -78,6 +105,11 @@ class ZmqVan(Van):
         if exchange is not None:
             self._poll.register(self._offers, select.POLLIN)
         self._offered = False  # whether the exchange has something to receive; set by the thread in ``wait``
+        self._zap: zmq.Socket[bytes] | None = None
+        if keys is not None:
+            self._zap = self._context.socket(zmq.REP)
+            self._zap.bind("inproc://zeromq.zap.01")  # where ZeroMQ asks; without it any key would do
+            self._register(self._zap)
 
     # -- connections --------------------------------------------------------------------------------------------------
 
@@ -94,6 +126,7 @@ class ZmqVan(Van):
             if fd is not None:
                 router.setsockopt(zmq.USE_FD, fd)  # the launcher opened it: no other process can take the address
             router.setsockopt(zmq.IPV6, int("[" in address))  # else tcp://[::1] is "no such device"
+            self._secure(router, address)
             router.bind(address)
         except zmq.ZMQError as error:
             raise BindError(address=address, reason=zmq.strerror(error.errno or 0)) from error
@@ -110,7 +143,8 @@ class ZmqVan(Van):
         dealer.setsockopt(zmq.IPV6, int("[" in address))
         dealer.setsockopt(zmq.RECONNECT_IVL, 50)  # ms; the default backs off to nothing and finds a restart late
         dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-        monitor = dealer.get_monitor_socket(_UP | _DOWN)
+        self._secure(dealer, address, node)
+        monitor = dealer.get_monitor_socket(_UP | _DOWN | _DENIED | _MISMATCH | _CLOSED)
         self._dealers[node], self._monitors[node] = dealer, monitor
         self._register(dealer)
         self._register(monitor)
@@ -130,6 +164,7 @@ class ZmqVan(Van):
             return
         if self._exchange is not None:
             self._exchange.part(node)
+        self._closed.pop(node, None)
         monitor = self._monitors.pop(node)
         for sock in (dealer, monitor):
             fd = _fd(sock)
@@ -158,8 +193,25 @@ class ZmqVan(Van):
         else:
             # TCP would try for a quarter of an hour to reach a peer that the scheduler hears and we do not.
             sock.setsockopt(zmq.TCP_MAXRT, ACKNOWLEDGED_WITHIN)
-        sock.setsockopt(zmq.HANDSHAKE_IVL, 2000)  # ms; silent connections would hold a descriptor for 30 s
+        sock.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE)  # silent connections would hold a descriptor for 30 s
+        sock.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME)  # else a peer's eight bytes decide how much memory is asked for
         return sock
+
+    def _secure(self, sock: zmq.Socket[bytes], address: str, node: int | None = None) -> None:
+        """Have the next connections of a socket encrypted, if we have keys: as a server, or as a client of a node.
+
+        ZeroMQ takes these options as they are at each bind or connect, so one socket may have both kinds: ipc first.
+        """
+        if self._keys is None or not address.startswith("tcp:"):
+            return
+        if node is None:
+            sock.setsockopt(zmq.CURVE_SERVER, 1)
+            sock.setsockopt(zmq.ZAP_DOMAIN, DOMAIN)  # without it ZeroMQ need not ask us whose key it is
+        else:
+            # A key that fits nothing, for a node that is not in the roster: the handshake fails, and says so.
+            sock.setsockopt(zmq.CURVE_SERVERKEY, self._keys.roster.key_of(node) or zmq.curve_keypair()[0])
+            sock.setsockopt(zmq.CURVE_PUBLICKEY, self._keys.public)
+        sock.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret)
 
     def _register(self, sock: zmq.Socket[bytes]) -> None:
         fd = _fd(sock)
@@ -229,18 +281,72 @@ class ZmqVan(Van):
             frames.append(frame)
         node = self._nodes.get(sock)
         if node is None:
-            return self._decoded(frames[0].bytes, frames[1:])
+            if sock is self._zap:
+                return self._admit([f.bytes for f in frames])
+            link = frames[0].bytes
+            return None if link in self._refused else self._decoded(link, frames[1:])
         if sock is self._dealers[node]:
             return self._decoded(node, frames)
-        event = parse_monitor_message([f.bytes for f in frames])["event"]
-        return LinkUp(node) if event == _UP else LinkDown(node) if event == _DOWN else None
+        event = parse_monitor_message([f.bytes for f in frames])
+        return self._of_connection(node, event["event"], int(event["value"]))
+
+    def _of_connection(self, node: int, event: int, value: int) -> VanEvent | None:
+        """What became of a connection that we make."""
+        if event == _UP:
+            self._closed.pop(node, None)
+            return LinkUp(node)
+        if event == _DOWN:
+            return LinkDown(node)
+        # A peer that is not ready yet lets the handshake time out, which is another error.
+        if event == _CLOSED and self._keys is not None and value in (errno.EPIPE, errno.ECONNRESET):
+            self._closed[node] = self._closed.get(node, 0) + 1
+        final = event in (_DENIED, _MISMATCH) or self._closed.get(node, 0) >= MAX_CLOSED
+        return LinkRefused(node, _REASONS[event]) if final else None
+
+    def _admit(self, request: list[bytes]) -> VanEvent | None:
+        """ZeroMQ asks whether a key is one of this job."""
+        assert self._zap is not None
+        self._refresh_roster(0.0)
+        refused = self._guard.refused
+        self._zap.send_multipart(self._guard.answer(request))
+        if self._guard.refused == refused:
+            return None
+        reason = f"a connection from {request[3].decode(errors='replace'):.80} with a key that is not in the roster"
+        return Rejected(b"", reason, strike=False)  # there is no link yet
+
+    def _refresh_roster(self, now: float) -> None:
+        if self._keys is not None:
+            self._keys.roster.refresh()
+            self._guard.nodes = self._keys.roster.nodes
+            self._look_at_roster = now + LOOK_AT_ROSTER
 
     def _decoded(self, link: Link, frames: Sequence[Any]) -> VanEvent:
         try:
             find = None if self._exchange is None else self._exchange.find
-            return Received(link, decode([frame.buffer for frame in frames], find))
+            message = decode([frame.buffer for frame in frames], find)
         except ProtocolError as error:
-            return Rejected(link, str(error))
+            return Rejected(link, str(error), strike=self._exchange is None or not self._exchange.shares(link))
+        if self._keys is not None and (problem := self._disproved(link, frames[0], message)) is not None:
+            return Rejected(link, problem)
+        return Received(link, message)
+
+    def _disproved(self, link: Link, frame: Any, message: Message) -> str | None:
+        """Why a message is not of the peer that has proved to be at the other end of this connection."""
+        if not isinstance(link, bytes):
+            return of_peer(link, message)
+        if (now := time.monotonic()) >= self._look_at_roster:
+            self._refresh_roster(now)
+        try:
+            user = frame.get("User-Id")
+        except zmq.ZMQError:  # no such property: by ipc, for by tcp nobody comes in without one
+            return None
+        return self._guard.problem(user, link, message)
+
+    def refuse(self, link: Link) -> None:
+        if isinstance(link, bytes):
+            self._refused[link] = None
+            if len(self._refused) > MAX_REFUSED:
+                del self._refused[next(iter(self._refused))]
 
     def transport(self, node: int) -> str:
         return self._transports[node]
@@ -288,6 +394,8 @@ class ZmqVan(Van):
         if self._router is not None:
             self._router.close(linger=int(linger * 1000))
             self._router = None
+        if self._zap is not None:
+            self._zap.close(linger=0)
         if self._exchange is not None:
             self._exchange.close()
         self._context.term()  # returns when everything queued has left, or after linger

@@ -44,7 +44,7 @@ def test_the_table_of_a_comparison() -> None:
 def test_settings_that_are_not_the_default_are_named() -> None:
     options = replace(OPTIONS, transport="tcp", arrays="empty", calls="each", busy_worker=True)
     head = report.comparison(replace(comparison(), options=options)).splitlines()[0]
-    assert head.endswith(", none, transport tcp, kv.empty, call by call, busy workers")
+    assert head.endswith(", none, transport tcp without encryption, kv.empty, call by call, busy workers")
 
 
 def test_the_json_of_a_comparison() -> None:
