@@ -18,6 +18,8 @@ BUNDLE = 6  # DATA of dense keys: values lie behind each other in one array, in 
 OUTCOME = 7  # of a burst that is served key by key (its answer's body is True): meta is [its timestamp, which key];
 # or its timestamp alone: that answer is wanted as soon as its keys end one by one
 
+OF_RANK_0 = (INIT, SAVE, LOAD)  # worker 0 alone makes keys, and reads and writes a server's whole state
+
 # KVPairs.kinds: how a value is put into arrays.
 WHOLE = 0  # one array; or none, in a pull
 ROWS = 1  # ids and rows; in a pull the ids alone, answered by the rows

@@ -19,6 +19,7 @@ from kvstore.commands import (
     DATA_APP,
     INIT,
     LOAD,
+    OF_RANK_0,
     OUTCOME,
     ROWS,
     SAVE,
@@ -116,6 +117,8 @@ class Service:
 
     def _on_other(self, meta: KVMeta, pairs: KVPairs, rank: int) -> None:
         """What is neither a push nor a pull."""
+        if meta.cmd in OF_RANK_0:
+            _must_be_rank_0(meta.sender, f"command {meta.cmd}")
         if meta.cmd in (SAVE, LOAD, STASH, UNSTASH):
             self._data.response(meta, self._on_checkpoint(meta, pairs, rank))
             self._finish([])
@@ -149,6 +152,7 @@ class Service:
         elif what == "meet":
             self._finish(self.store.meeting.enter(Ticket(data, rank), str(value)))
         elif what == "decide":
+            _must_be_rank_0(data.sender, what)
             error = None if value[0] is None else PSError.from_wire(value[0])
             self._finish(self.store.meeting.decide(Ticket(data, rank), error, value[1]))
         elif what == "resume":
@@ -206,6 +210,11 @@ class Service:
             self._data.response(token, answered(token.message.arrays[0], ticket), lend=lend)
         else:
             self._data.response(token)
+
+
+def _must_be_rank_0(sender: int, what: str) -> None:
+    if sender != pslite.worker_id(0):
+        raise ProtocolError(f"{what} is for worker 0 to send, not for {pslite.name_of(sender)}")
 
 
 def _codec(meta: KVMeta, index: int) -> Codec | None:

@@ -148,3 +148,29 @@ def test_the_import_root_comes_first_in_pythonpath() -> None:
     assert plan(options, {"PYTHONPATH": "/a"}, "/check out").processes[0].env["PYTHONPATH"] == "/check out:/a"
     assert plan(options, {}, "/check out").processes[0].env["PYTHONPATH"] == "/check out"
     assert "PYTHONPATH" not in plan(options, {"PYTHONPATH": "/a"}).processes[0].env
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "keys"),
+    [
+        ((), {}, False),
+        ((), {"PSLITE_TRANSPORT": "ipc"}, False),
+        ((), {"PSLITE_TRANSPORT": "TCP"}, True),
+        (("--env", "PSLITE_TRANSPORT=tcp"), {}, True),
+        (("--env", "PSLITE_TRANSPORT=tcp"), {"PSLITE_SECURITY": "none"}, False),
+        (("--env", "PSLITE_TRANSPORT=tcp", "--env", "PSLITE_SECURITY=none"), {}, False),
+        ((), {"PSLITE_SECURITY": "none"}, False),
+    ],
+)
+def test_tcp_means_keys_unless_they_are_declined(
+    arguments: tuple[str, ...], environ: dict[str, str], keys: bool
+) -> None:
+    spec = plan(parse(["-n", "1", *arguments, "python", "train.py"], "launch.py"), environ)
+    assert spec.keys is keys
+    declined = spec.transport == "tcp" and not keys
+    assert sum("PSLITE_SECURITY=none: whoever can connect" in notice for notice in spec.notices) == declined
+
+
+def test_the_path_of_a_key_is_the_launchers_to_set() -> None:
+    with pytest.raises(UsageError, match="PSLITE_KEY_FILE: this variable is set by the launcher"):
+        processes("-n", "1", "--env", "PSLITE_KEY_FILE=x")
