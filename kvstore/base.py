@@ -40,6 +40,7 @@ class KVStore(KVStoreBase, abc.ABC):
     def __init__(self, name: str) -> None:
         self._type = name
         self._key_type: type | None = None  # of all keys, set by the first init
+        self._step = 0  # how often ``step`` was called, and where that began
 
     # -- keys and values ----------------------------------------------------------------------------------------------
 
@@ -217,6 +218,37 @@ class KVStore(KVStoreBase, abc.ABC):
     @abc.abstractmethod
     def num_workers(self) -> int:
         """How many workers the job has."""
+
+    @property
+    def live_ranks(self) -> list[int]:
+        """The workers that take part. It changes at ``step()`` only, when a worker was lost in a job that goes on
+        without such (``on_worker_lost='shrink'``); so does ``num_workers``. Ranks stay as they are, with gaps.
+        """
+        return list(range(self.num_workers))
+
+    @property
+    def start_step(self) -> int:
+        """The step to begin with: 0, or in a process that took the place of a worker that died, the first step of which
+        the servers may not have all its pushes. What it pushes again of that step is not applied twice.
+        """
+        return 0
+
+    def step(self) -> int:
+        """Begin the next step; returns its number. Call it after each one, so that a worker that is restarted knows
+        where to go on. Without it a step is one push of each key.
+        """
+        self._step += 1
+        return self._step
+
+    def get_num_dead_node(self, node_id: int = 6, timeout: float = 60) -> int:
+        """How many processes of a group have died and are not there again: 2 are the servers, 4 the workers, 6 both,
+        1 the scheduler; or a node id. ``timeout`` is MXNet's, and not needed: deaths are known within 2 seconds.
+        """
+        return 0
+
+    def status(self) -> dict[str, str]:
+        """Each process of the job, by name: 'up', 'away' (it died and is awaited), 'finished', or 'lost'."""
+        return {"worker 0": "up"}
 
     @abc.abstractmethod
     def version(self, key: Key) -> int:

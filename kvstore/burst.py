@@ -273,7 +273,7 @@ class BurstStore(SingleStore):
         if calls.push:
             self._ahead.begin(at, -1)  # it is counted as all requests are
             items = self._coded(record, array)
-            record.pushes += 1
+            record.push()
             return self._request(DATA, [record.key], at, [pairs_of(items, push=True)], Flag.PUSH, priority, None, None)
         filling = _filling(record, array)
         pairs = [pairs_of(wanted(record), push=False)]

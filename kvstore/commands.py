@@ -10,6 +10,7 @@ CHECKPOINT_APP = 3  # checkpoints of the whole job: kv.checkpoint, what servers 
 # KVMeta.cmd of requests on DATA_APP.
 DATA = 0  # a push, a pull, or both; meta is None, or the codecs [of what is pushed, for what is pulled], each or None
 INIT = 1  # meta is {key on the wire: [user's key, is split, shape, first row, shape of the whole, is flat]}
+AGAIN = "again"  # beside the keys in INIT's meta: whether those that exist already are left as they are
 SAVE = 2  # pull everything of keys: meta is whether with values; that of the answer as in LOAD
 LOAD = 3  # push it: meta is {key on the wire: [names of arrays, version, count]}; an array may be row ids, by its name
 STASH = 4  # push what compression holds back of keys, for rank 0 or from it: meta is the rank whose it is

@@ -22,7 +22,7 @@ from pslite.errors import (
 
 from .arrays import Array
 from .base import check_priority
-from .commands import BUNDLE, DATA, INIT
+from .commands import AGAIN, BUNDLE, DATA, INIT
 from .compressing import Compression, check_codec, setting
 from .compression import Codec
 from .contents import check_outs, checked, read_content, rows_wanted, summed
@@ -35,6 +35,7 @@ from .loads import Arriving, Loads
 from .optimizer.base import Optimizer
 from .records import Planner, Record
 from .requests import Filling, Item, coded, pairs_in_turn, pairs_of, pushed, rows_into, rows_of, wanted
+from .resumed import Resumed
 from .rows import Content, Rows
 from .rules import (
     OptimizerRule,
@@ -79,6 +80,19 @@ class DistStore(Saver):
         self._told: Any = None  # the optimizer's hyper-parameters, as the servers know them from this worker
         self._changes = 0  # of hyper-parameters, told so far
         self._reserved: set[Key] = set()  # keys whose init is going on
+        self._resumed = self._ask_where_to_go_on() if office.again else None
+
+    def _ask_where_to_go_on(self) -> Resumed:
+        """This process took the place of one that died: what the servers have of its pushes."""
+        answers = self._ask_servers("resume", None)
+        resumed = Resumed({wire: number for answer in answers for wire, number in zip(*answer, strict=True)})
+        self._start_step = self._step = resumed.step
+        if resumed.counts_steps:
+            self._ledger.begin_step(resumed.step)
+        return resumed
+
+    def _begin_step(self, step: int) -> None:
+        self._ledger.begin_step(step)
 
     def _new_array(self, shape: tuple[int, ...], code: int) -> Array:
         return self._lending.empty(self._office.memory, shape, storage(code))
@@ -97,6 +111,8 @@ class DistStore(Saver):
         try:
             records = self._create(created) if self.rank == 0 else self._find([spec for spec, _ in created.values()])
             with self._lock:
+                if self._resumed is not None:
+                    self._resumed.apply(records)
                 self._records.update((record.key, record) for record in records)
         finally:
             with self._lock:
@@ -118,7 +134,8 @@ class DistStore(Saver):
             records = [self._planner.plan(spec) for spec, _ in created.values()]
         for batch in batches(records):
             items = [item for record in batch for item in pushed(record, created[record.key][1])]
-            names = {item.piece.wire: item.record.named(item.piece) for item in items}
+            names: dict[Any, Any] = {item.piece.wire: item.record.named(item.piece) for item in items}
+            names[AGAIN] = self._office.config.max_restarts > 0  # then a server may have them already
             pairs = pairs_of(items, push=True)
             what = f"init of {_shown([record.key for record in batch])}"
             take, finish = requested(self, what, [pairs], None, None) if CALLS.running else (None, None)
@@ -271,7 +288,7 @@ class DistStore(Saver):
     def _coded_in_turn(self, records: list[Record], contents: list[list[Content]], lent: set[Key]) -> Iterator[Item]:
         for record, own in zip(records, contents, strict=True):
             items = self._coded(record, own[0] if record.key in lent else self._summed(own, record.spec))
-            record.pushes += 1
+            record.push()
             yield from items
 
     def _all_coded(self, records: list[Record], contents: list[list[Content]]) -> list[Item]:
@@ -280,7 +297,7 @@ class DistStore(Saver):
             for record, own in zip(records, contents, strict=True):
                 items += self._coded(record, self._summed(own, record.spec))
         for record in records:
-            record.pushes += 1
+            record.push()
         return items
 
     def _summed(self, own: list[Content], spec: Spec) -> Content:
@@ -301,7 +318,7 @@ class DistStore(Saver):
             items = pushed(record, content)
         else:
             cuts = [(piece.first, piece.end) for piece in record.pieces]
-            salt = codec.salt_of(record.key, record.pushes + 1, self.rank)
+            salt = codec.salt_of(record.key, record.next_push, self.rank)
             codes = self._compression.encode(record.spec, 0, content, None if record.whole else cuts, salt)
             items = coded(record, codes)
         record.traffic.pushed(sum(array.nbytes for item in items for array in item.arrays), content.nbytes)

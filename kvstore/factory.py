@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from pslite import Config, Postoffice
-from pslite.config import role_in_job
+from pslite.config import ON_WORKER_LOST, role_in_job
 from pslite.errors import ArgumentTypeError, ConfigError, NotInClusterError, PeerError
 
 from .base import KVStore
@@ -42,6 +42,7 @@ OPTIONS = {  # of the dist types
     "bigarray_bound": "give a number of elements, at least 1",
     "slice_threshold": "give a number of elements, at least 1",
     "p3": "give True or False",
+    "on_worker_lost": "give 'raise', 'wait' or 'shrink'",
 }
 
 ELSEWHERE = {  # words of MXNet's types that are not here
@@ -63,7 +64,9 @@ def create(name: str = "local", **options: Any) -> KVStore:
     The dist types join the job that the launcher started; in its server and scheduler processes they serve until the
     job ends and do not return. Options of dist types: ``timeout`` and ``start_timeout`` (seconds, None for ever),
     ``bigarray_bound`` (elements from which an array is split over the servers), ``p3`` (True: arrays go in slices of
-    ``slice_threshold`` elements, by priority). Raises ConfigError, NotInClusterError, RendezvousTimeout.
+    ``slice_threshold`` elements, by priority), ``on_worker_lost``: what the others do when a worker dies, 'raise' a
+    PeerLost, 'wait' for the launcher to start it again, or 'shrink': go on without it. Raises ConfigError,
+    NotInClusterError, RendezvousTimeout.
     """
     plugin = KVStoreBase.kv_registry.get(name.lower()) if isinstance(name, str) else None
     kind = name.lower() if plugin else checked_type(name)
@@ -102,6 +105,8 @@ def checked_options(options: dict[str, Any]) -> dict[str, Any]:
             raise ConfigError(name=option, value=f"{value!s:.80}", allowed="options are " + ", ".join(OPTIONS))
         if option == "p3":
             fits = isinstance(value, bool)
+        elif option == "on_worker_lost":
+            fits = value in ON_WORKER_LOST
         elif option in ("bigarray_bound", "slice_threshold"):
             fits = isinstance(value, int) and value >= 1
         else:

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from pslite import Request
 
 VERSION = 0  # of the value pulled last
-PUSHES = 1  # made by this worker: its next one is for round pushes + 1
+PUSHES = 1  # the number of this worker's last push: without kv.step(), how many it has made
 PUSH, PUSH_RAW, PULL, PULL_RAW = 2, 3, 4, 5  # bytes of values; raw: without compression
 _COLUMNS = 6  # the first two travel with pushes
+STEP_BITS = 32  # of a push's number are its place in its step; those above are the step
 MAX_AHEAD = 3  # unfinished pushes per key: the round that is open and two more; a fourth push waits
 
 Ordinals = NDArray[np.intp]
@@ -29,6 +30,21 @@ class Ledger:
         self._lock = threading.Lock()  # guards changes of the table, and its replacement when it grows
         self._table = np.zeros((_COLUMNS, 64), np.int64)
         self._count = 0
+        self._floor = 0  # the numbers of pushes are above it
+
+    def begin_step(self, step: int) -> None:
+        """The pushes to come are this step's."""
+        with self._lock:
+            self._floor = step << STEP_BITS
+
+    def next_push(self, at: int) -> int:
+        """The number that the next push of a key will have."""
+        return max(self.get(PUSHES, at), self._floor) + 1
+
+    def push(self, at: Where) -> None:
+        """Number one more push of keys; ``at`` has no number twice."""
+        with self._lock:
+            self._table[PUSHES, at] = np.maximum(self._table[PUSHES, at], self._floor) + 1
 
     def add(self) -> int:
         """A new row; returns its number."""
@@ -54,6 +70,8 @@ class Ledger:
         """Add to all counters of one key; returns them. ``version``: what it is from now on."""
         with self._lock:
             counters: NDArray[np.int64] = self._table[:, at]
+            if more[PUSHES] and counters[PUSHES] < self._floor:
+                counters[PUSHES] = self._floor
             counters += more
             if version is not None:
                 counters[VERSION] = version

@@ -83,7 +83,7 @@ class Part:
 
     def pushed(self, arrays: Sequence[Array], ledger: Ledger) -> KVPairs:
         """What is pushed of a call's arrays, and counted."""
-        ledger.count(PUSHES, self.at, 1)
+        ledger.push(self.at)
         ledger.count(PUSH, self.at, self.nbytes)
         ledger.count(PUSH_RAW, self.at, self.nbytes)
         versions, rounds = ledger.column(VERSION, self.at), ledger.column(PUSHES, self.at)

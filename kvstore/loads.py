@@ -100,7 +100,7 @@ class Loads:
         self, arrays: Sequence[Array], lent: Collection[Key], memory: Memory, ledger: Ledger
     ) -> Iterator[KVPairs]:
         """What is pushed, and counted, made when it is asked for. ``lent``: keys whose arrays need not be copied."""
-        ledger.count(PUSHES, self.at, 1)
+        ledger.push(self.at)
         ledger.count(PUSH, self.at, self._nbytes)
         ledger.count(PUSH_RAW, self.at, self._nbytes)
         for load in self.each:

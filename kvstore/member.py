@@ -8,12 +8,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from pslite import SERVER_GROUP, WORKER_GROUP, KVWorker, Postoffice, SimpleApp, server_id
-from pslite.errors import CheckpointError, ClosedError, PSError
+from pslite import ALL, SERVER_GROUP, WORKER_GROUP, KVWorker, Postoffice, SimpleApp, name_of, server_id, worker_id
+from pslite.errors import CheckpointError, ClosedError, PSError, WorkerDropped
 
 from .base import KVStore
 from .commands import CHECKPOINT_APP, CONTROL_APP, DATA_APP, USER_APP
 from .handle import Handle
+from .ledger import STEP_BITS
 from .profiler import opened
 from .tracing import traced
 
@@ -37,6 +38,9 @@ class Member(KVStore):
         self._failures_seen = 0  # of the customer's count: how many have been raised or looked for
         self._collective = threading.Lock()  # one collective call at a time
         self._pushing = threading.Lock()  # taken before the other for a push, and by who wants none to come between
+        self._start_step = 0
+        self._barriers = 0  # the number of the last one, which grows as those of pushes do
+        self._live = list(range(office.num_workers))  # as of the last step
         self._closing = False  # close() was called: a second call does nothing
         self._closed = False
         try:
@@ -54,12 +58,41 @@ class Member(KVStore):
 
     @property
     def num_workers(self) -> int:
-        return self._office.num_workers
+        return len(self._live)
+
+    @property
+    def live_ranks(self) -> list[int]:
+        return list(self._live)
+
+    @property
+    def start_step(self) -> int:
+        return self._start_step
+
+    def step(self) -> int:
+        self._raise_failed()
+        with self._pushing, self._lock:
+            self._step += 1
+            self._begin_step(self._step)
+            ended = [self._office.ended(worker_id(rank)) for rank in self._live]
+            self._live = [r for r, error in zip(self._live, ended, strict=True) if not isinstance(error, WorkerDropped)]
+        return self._step
+
+    def _begin_step(self, step: int) -> None:
+        """Number the pushes to come; the lock is held."""
+
+    def get_num_dead_node(self, node_id: int = WORKER_GROUP + SERVER_GROUP, timeout: float = 60) -> int:
+        return sum(state not in ("up", "finished") for state in self._office.states(node_id).values())
+
+    def status(self) -> dict[str, str]:
+        return {name_of(node): state for node, state in self._office.states(ALL).items()}
 
     @traced
     def barrier(self, timeout: float | None = None) -> None:
         self._raise_failed()
-        self._office.barrier(WORKER_GROUP, timeout=self._office.config.timeout if timeout is None else timeout)
+        with self._lock:
+            number = self._barriers = max(self._barriers, self._step << STEP_BITS) + 1
+        limit = self._office.config.timeout if timeout is None else timeout
+        self._office.barrier(WORKER_GROUP, timeout=limit, number=number)
 
     def send_command_to_servers(self, head: int, body: Any) -> None:
         self._raise_failed()

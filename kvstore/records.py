@@ -52,12 +52,21 @@ class Record:
 
     @property
     def pushes(self) -> int:
-        """Made by this worker: its next one is for round pushes + 1."""
+        """The number of this worker's last push."""
         return self.ledger.get(PUSHES, self.at)
 
     @pushes.setter
     def pushes(self, pushes: int) -> None:
         self.ledger.set(PUSHES, self.at, pushes)
+
+    @property
+    def next_push(self) -> int:
+        """The number of its next one."""
+        return self.ledger.next_push(self.at)
+
+    def push(self) -> None:
+        """Number one more push."""
+        self.ledger.push(self.at)
 
     @property
     def traffic(self) -> Traffic:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pslite.errors import ConflictError, PeerError, PSError, WorkerLeft
+from pslite.errors import ConflictError, PeerError, PSError, WorkerDropped, WorkerLeft
 
 from .ticket import Ticket
 
@@ -38,14 +38,23 @@ class Meeting:
     def on_peer_ended(self, rank: int, error: PeerError) -> list[Ticket]:
         """Who waits for this rank gets the error, unless it left the others alone."""
         self._gone[rank] = error
-        if isinstance(error, WorkerLeft) and rank != 0:
+        if isinstance(error, (WorkerLeft, WorkerDropped)) and rank != 0:
             self._members.discard(rank)
-        failed = []
+        return [*self._give_up_waiting(rank, error), *self._advance()]
+
+    def on_peer_away(self, rank: int, error: PeerError) -> list[Ticket]:
+        """A rank died, and its successor comes to the meeting anew."""
+        self._here.pop(rank, None)
+        return self._give_up_waiting(rank, error)
+
+    def _give_up_waiting(self, rank: int, error: PeerError) -> list[Ticket]:
+        """What rank 0 was about to do for all it will not."""
+        failed: list[Ticket] = []
         if rank == 0:
             failed, self._waiting = self._waiting, []
             for ticket in failed:
                 ticket.error = error
-        return [*failed, *self._advance()]
+        return failed
 
     def missing(self, mine: Callable[[Any], bool]) -> list[str]:
         """Who the call whose token is ``mine`` waits for."""

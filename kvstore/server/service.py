@@ -12,6 +12,7 @@ import pslite
 from kvstore.arrays import Array
 from kvstore.checkpoint.wire import held_of, pairs_of_held, pairs_of_units, units_of
 from kvstore.commands import (
+    AGAIN,
     BUNDLE,
     CODED,
     CONTROL_APP,
@@ -32,7 +33,7 @@ from kvstore.compression import Codec, cached
 from kvstore.keys import checked
 from kvstore.rows import Content, Ids, Rows
 from kvstore.spec import Place, Spec
-from pslite import Flag, KVMeta, KVPairs, KVServer, Postoffice, SimpleApp, SimpleData
+from pslite import Flag, KVMeta, KVPairs, KVServer, PeerAway, PeerBack, Postoffice, SimpleApp, SimpleData
 from pslite.dtypes import CODES
 from pslite.errors import PeerError, ProtocolError, PSError
 
@@ -57,6 +58,7 @@ class Service:
         self._init = self.store.init if self._saving is None else self._saving.init
         self._data = KVServer(DATA_APP, office)
         office.on_peer_ended(self._on_peer_ended)
+        office.on_peer_moved(self._on_peer_moved)
         office.on_parked(self._missing)
         self._control = SimpleApp(CONTROL_APP, 0, office, self._on_control)
         self._user = SimpleApp(USER_APP, 0, office, self._on_user_command)
@@ -123,7 +125,7 @@ class Service:
             self._data.response(meta, self._on_checkpoint(meta, pairs, rank))
             self._finish([])
         elif meta.cmd == INIT:
-            self._finish(self._init(meta, rank, _created(meta, pairs)))
+            self._finish(self._init(meta, rank, self._to_create(meta, pairs)))
         else:
             raise ProtocolError(f"command {meta.cmd} is not known here: install the same version everywhere")
 
@@ -177,6 +179,15 @@ class Service:
     def _on_peer_ended(self, node: int, error: PeerError) -> None:
         if pslite.role_of(node) == "worker":
             self._finish(self.store.on_peer_ended(pslite.rank_of(node), error))
+
+    def _to_create(self, meta: KVMeta, pairs: KVPairs) -> dict[int, New]:
+        """The keys of an init; if it may have come before, to this server or its predecessor, those not here."""
+        new = _created(meta, pairs)
+        return self.store.absent(new) if meta.meta.get(AGAIN) is True else new
+
+    def _on_peer_moved(self, event: PeerAway | PeerBack) -> None:
+        if isinstance(event, PeerAway) and pslite.role_of(event.node) == "worker":
+            self._finish(self.store.on_peer_away(pslite.rank_of(event.node), event.error))
 
     def _finish(self, tickets: list[Ticket]) -> None:
         """Answer the requests that are done."""

@@ -31,6 +31,7 @@ from pslite.errors import (
     ProtocolError,
     PSError,
     UnknownKeyError,
+    WorkerDropped,
     WorkerFinished,
     WorkerLeft,
 )
@@ -104,6 +105,11 @@ class Store:
             return [ticket]
         self._entries.update(entries)
         return [ticket]
+
+    def absent(self, new: dict[int, New]) -> dict[int, New]:
+        """Those of these keys that are not here, just so, already."""
+        here = self._entries
+        return {wire: n for wire, n in new.items() if wire not in here or here[wire].value.spec != n.spec}
 
     def request(
         self,
@@ -402,12 +408,20 @@ class Store:
     def on_peer_ended(self, rank: int, error: PeerError) -> list[Ticket]:
         """A worker finished, failed or was lost: rounds that need it fail at once, unless it left them."""
         self._gone[rank] = error
-        self._apart = {burst: tickets for burst, tickets in self._apart.items() if burst[0] != rank}
-        if isinstance(error, WorkerLeft):
+        self._forget_bursts(rank)
+        if isinstance(error, (WorkerLeft, WorkerDropped)):
             self._members.discard(rank)
         done = self.settings.on_decider_gone(error) if rank == 0 else []
         done += self.meeting.on_peer_ended(rank, error)
         return done + [t for entry in self._all() for t in self._advance(entry)]
+
+    def on_peer_away(self, rank: int, error: PeerError) -> list[Ticket]:
+        """A worker died, and its successor is awaited: what it has pushed counts, its questions do not."""
+        self._forget_bursts(rank)
+        return self.meeting.on_peer_away(rank, error)
+
+    def _forget_bursts(self, rank: int) -> None:
+        self._apart = {burst: tickets for burst, tickets in self._apart.items() if burst[0] != rank}
 
     def missing(self, mine: Callable[[Any], bool]) -> list[str]:
         """Who the request whose token is ``mine`` waits for: ranks, with the round and the key."""

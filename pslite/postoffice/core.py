@@ -102,6 +102,13 @@ class Peer:
     away: bool = False  # it died, and its successor is awaited
 
     @property
+    def state(self) -> str:
+        """For users: up, away, finished or lost."""
+        if self.ended is not None:
+            return "finished" if isinstance(self.ended, WorkerFinished) else "lost"
+        return "away" if self.away else "up"
+
+    @property
     def name(self) -> str:
         return ids.name_of(self.node) + (f" (pid {self.pid} on {self.host})" if self.pid else "")
 

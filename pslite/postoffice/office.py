@@ -176,6 +176,11 @@ class Postoffice:
         peer = self._core.roster.get(node)
         return None if peer is None else peer.ended
 
+    def states(self, group: int) -> dict[int, str]:
+        """Of each node of a group: 'up', 'away' (it died and is awaited), 'finished', or 'lost'."""
+        roster = self._core.roster
+        return {node: roster[node].state if node in roster else "up" for node in self.node_ids(group)}
+
     def away(self) -> dict[int, str]:
         """The nodes that died and are awaited, with their names."""
         return {node: peer.name for node, peer in self._core.roster.items() if peer.away}
