@@ -185,7 +185,9 @@ class Store:
     def restore(self, rank: int, units: dict[int, Unit]) -> None:
         """Make keys what was saved; their slots are those of the rule that this worker's pushes use."""
         for key, unit in units.items():
-            self._find(key).value.restore(unit, self.settings.rule_of(rank))
+            entry = self._find(key)
+            entry.value.restore(unit, self.settings.rule_of(rank))
+            entry.taken, entry.applied = {}, {}  # the numbers of pushes go back with the rest
 
     def keys(self) -> list[int]:
         """All keys on the wire."""

@@ -28,7 +28,7 @@ ENDED = {"left": WorkerLeft, "finished": WorkerFinished}
 class Office:
     """What ``BurstStore`` and ``Service`` use of a Postoffice."""
 
-    forked = False
+    forked = again = False
     memory = PLAIN
 
     def transport(self, node: int) -> str:
@@ -84,6 +84,9 @@ class Office:
 
     def on_peer_ended(self, callback: Callable[[int, Any], None]) -> None:
         self._on_ended = callback
+
+    def on_peer_moved(self, callback: Callable[[Any], None]) -> None:
+        pass
 
     def on_parked(self, why: Callable[[Message], list[str]]) -> None:
         pass
