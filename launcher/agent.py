@@ -45,7 +45,8 @@ class Agent:
         self._children: list[Child] = []
         self._rendezvous: Rendezvous | None = None
         self._max_restarts = 0  # of each process; 0 also from the moment on that the job is being ended
-        self._lost: LostList | None = None  # while there are restarts
+        self._shrinks = False  # workers that a signal ended are not started again
+        self._lost: LostList | None = None  # while there are restarts, or the others go on without lost workers
         self._look_at = 0.0  # when to look at it next
         self._limits: tuple[int, int] | None = None  # of open descriptors in processes, if they are not the agent's
         self._keys: Path | None = None  # where the processes' keys are, if they have any
@@ -158,9 +159,10 @@ class Agent:
         self._grace = order["grace"]
         self._rendezvous = Rendezvous(order["job"], order["transport"])
         self._send({"event": "opened", "directory": str(self._rendezvous.directory)})
-        self._max_restarts = order["max_restarts"]
-        if self._max_restarts:
+        self._max_restarts, self._shrinks = order["max_restarts"], order["shrinks"]
+        if self._max_restarts or self._shrinks:
             self._lost = LostList(self._rendezvous.directory)
+        if self._max_restarts:
             self._limits = allow_many_descriptors()
         for process in order["processes"]:
             keeps = self._max_restarts and process["role"] == "server"
@@ -202,7 +204,7 @@ class Agent:
             if (code := child.ended()) is not None
         ]
         for code, child, record in sorted(ended, key=_suspicion):
-            again = code < 0 and child.restarts < self._max_restarts
+            again = code < 0 and child.restarts < self._max_restarts and not (self._shrinks and child.role == "worker")
             if again:
                 child.signal_group(signal.SIGKILL)  # its helpers must not get in the way of its successor's
             for lines in child.last_words():

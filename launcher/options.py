@@ -40,6 +40,7 @@ class Options:
     start_timeout: float | None = None
     grace: float = 10.0
     max_restarts: int = 0
+    on_worker_lost: str | None = None
     p3: bool = False
     checkpoint_dir: str | None = None
     checkpoint_every: float | None = None
@@ -82,6 +83,7 @@ def parse(argv: Sequence[str], prog: str) -> Options:
         start_timeout=args.start_timeout,
         grace=args.grace,
         max_restarts=args.max_restarts,
+        on_worker_lost=args.on_worker_lost,
         p3=args.p3,
         checkpoint_dir=args.checkpoint_dir,
         checkpoint_every=args.checkpoint_every,
@@ -144,6 +146,12 @@ def _add_processes(group: argparse._ArgumentGroup) -> None:
         default=0,
         metavar="N",
         help="how often a process that a signal ended is started again (default: 0: the job ends)",
+    )
+    group.add_argument(
+        "--on-worker-lost",
+        choices=("raise", "wait", "shrink"),
+        help="when a worker dies: end the job, wait for it to be started again, or go on without it (default: wait "
+        "with --max-restarts, else raise; sets PSLITE_ON_WORKER_LOST)",
     )
     group.add_argument("--dry-run", action="store_true", help="print what would be started, and start nothing")
     group.add_argument("--format", choices=("text", "json"), help="of --dry-run (default: text)")

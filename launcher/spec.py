@@ -71,6 +71,7 @@ class JobSpec:
     keys: bool  # every process gets a key pair of its own
     notices: tuple[str, ...]  # said once on stderr
     max_restarts: int = 0  # of each process that a signal ended
+    shrinks: bool = False  # when a signal ends a worker the others go on without it
 
 
 def plan(options: Options, environ: Mapping[str, str], import_root: str | None = None) -> JobSpec:
@@ -99,7 +100,8 @@ def plan(options: Options, environ: Mapping[str, str], import_root: str | None =
     if tcp and open_to_all:
         notices.append("PSLITE_SECURITY=none: whoever can connect to this host can read and change the model")
     listens, keys = "tcp" if tcp else "ipc", tcp and not open_to_all
-    return JobSpec(tuple(processes), listens, keys, tuple(notices), options.max_restarts)
+    shrinks = options.on_worker_lost == "shrink"
+    return JobSpec(tuple(processes), listens, keys, tuple(notices), options.max_restarts, shrinks)
 
 
 def _common(options: Options, environ: Mapping[str, str], import_root: str | None) -> Iterator[tuple[str, str]]:
@@ -111,6 +113,8 @@ def _common(options: Options, environ: Mapping[str, str], import_root: str | Non
         yield "PSLITE_START_TIMEOUT", f"{options.start_timeout:g}"
     if options.max_restarts:
         yield "PSLITE_MAX_RESTARTS", str(options.max_restarts)
+    if options.on_worker_lost is not None:
+        yield "PSLITE_ON_WORKER_LOST", options.on_worker_lost
     if options.p3:
         yield "DMLC_PS_VAN_TYPE", "p3"
     if options.checkpoint_dir is not None:

@@ -28,6 +28,7 @@ class Process:
     error: str = ""  # why it could not be started
     record: ErrorRecord | None = None  # what it left about its error
     restarts: int = 0  # how often it was started again
+    dropped: bool = False  # a signal ended it, and the others go on without it
     lost: bool = False  # it was to be killed, because it exists but does not answer
 
     @property
@@ -110,11 +111,13 @@ Action = Send | Kill | Say
 class Supervisor:
     """State machine over the processes of a job. Times are seconds on any clock that only goes forward."""
 
-    def __init__(self, specs: Sequence[ProcessSpec], grace: float, now: float, max_restarts: int = 0) -> None:
+    def __init__(self, specs: Sequence[ProcessSpec], grace: float, now: float, max_restarts: int = 0,
+                 shrinks: bool = False) -> None:  # fmt: skip
         self.processes = [Process(spec) for spec in specs]
         self.started_at = now
         self.grace = grace
         self.max_restarts = max_restarts  # of each process; its agent counts them
+        self.shrinks = shrinks  # the job goes on without workers that a signal ended
         self.cause: Cause | None = None  # why the job was stopped: the first reason, never changed
         self._steps: deque[tuple[float, int]] = deque()  # signals still to send, and when
         self._failures: list[Process] = []  # before the stop, in order
@@ -159,6 +162,9 @@ class Supervisor:
         process.exit, process.ended, process.record = code, now, record
         if self.cause is not None:
             return []
+        if self._can_do_without(process):
+            process.dropped = True
+            return [Say(f"{process.where} died: {signal_text(-code)}; the others go on without it"), *self._at_end(now)]
         if code != 0:
             self._failures.append(process)
             if len(self._failures) == 1:
@@ -167,9 +173,20 @@ class Supervisor:
                 return self._stop_failed(now)
         if self._failures and not self.running():
             return self._stop_failed(now)
-        if self._stop_at is None and all(p.exit == 0 for p in self.processes if p.spec.role == "worker"):
+        return self._at_end(now)
+
+    def _at_end(self, now: float) -> list[Action]:
+        """Give the rest time to end once all workers have."""
+        workers = [p for p in self.processes if p.spec.role == "worker"]
+        if self._stop_at is None and all(p.exit == 0 or p.dropped for p in workers):
             self._stop_at = now + self.grace
         return []
+
+    def _can_do_without(self, process: Process) -> bool:
+        """Whether this process is a worker that a signal ended, while others go on or have done their work."""
+        if not self.shrinks or process.spec.role != "worker" or process.exit is None or process.exit >= 0:
+            return False
+        return any(p.exit in (None, 0) for p in self.processes if p.spec.role == "worker" and p is not process)
 
     def signalled(self, signum: int, now: float) -> list[Action]:
         """The launcher got a signal: the first stops everything, Ctrl-C during that kills at once."""

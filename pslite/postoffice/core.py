@@ -478,7 +478,7 @@ class Core:
     def given_up(self) -> list[tuple[str, int, int]]:
         """Role, rank and pid of the processes that are taken for dead, and may only be stopped."""
         assert self.scheduler is not None
-        return [(m.role, m.rank, m.pid) for m in self.scheduler.membership.away()]
+        return [(m.role, m.rank, m.pid) for m in self.scheduler.membership.given_up()]
 
     def on_unreachable(self, now: float, link: Link) -> None:
         """The van found no connection for a message."""
@@ -542,7 +542,7 @@ class Core:
         for member in membership.members:
             self.delivery.open(member.node, member.link)
         own = [ids.SCHEDULER, self.delivery.incarnation, [], "", 0]
-        counts = membership.wanted
+        counts, self.policy = membership.wanted, membership.policy.workers
         self._fill_roster(counts["worker"], counts["server"], [own, *(m.entry() for m in membership.members)])
 
 

@@ -436,6 +436,10 @@ class Membership:
         """The members whose successors are awaited."""
         return [m for m in self.members if m.state == State.AWAY]
 
+    def given_up(self) -> list[Member]:
+        """The members that are taken for dead in a job that goes on."""
+        return [m for m in self.members if m.state == State.AWAY or isinstance(m.error, WorkerDropped)]
+
     def expected(self, role: str) -> list[Member]:
         """The members of a role that are here, or will be again."""
         return [m for m in self.members if m.role == role and m.expected]

@@ -475,10 +475,13 @@ class Postoffice:
 
     def wait_job_over(self) -> None:
         """Serve until every worker has left; raises what ended this process's part early."""
-        supervised = self._supervised is not None and self.config.max_restarts > 0
+        survives = self.config.max_restarts > 0 or self._core.policy == "shrink"
+        supervised = self._supervised is not None and survives
         while not self._shell.wait_until(
             lambda: self._core.job_over, self._clock() + LOOK_AT_PROCESSES if supervised else None
         ):
+            self._look_at_processes()
+        if supervised:  # whoever was given up at the very end must be ended, too
             self._look_at_processes()
 
     def finalize(self, do_barrier: bool = True) -> None:
