@@ -46,6 +46,7 @@ LAST_QUESTION = 1.0  # seconds that a peer has, at the deadline, to say what it 
 LEAVE_WITHIN = 5.0  # seconds that leaving and closing may take
 _GROUPS = {ids.SERVER_GROUP: "all servers", ids.WORKER_GROUP: "all workers", ids.ALL: "all processes"}
 BEAT_WHEN_LEAVING = 0.02  # at most so many seconds between the scheduler's looks at who is still connected, at the end
+LOOK_FOR = 0.0003  # seconds: twice what a small request takes
 LOOK_AT_PROCESSES = 0.1  # seconds between the scheduler's looks at what the launcher knows
 SAME_AS_CONFIG = object()  # the default of timeouts: Config.timeout
 
@@ -211,7 +212,15 @@ class Postoffice:
         except BaseException:
             self._shell.close(linger=1.0)
             raise
+        self._shell.look_for = LOOK_FOR if self._has_a_processor() else 0.0
         log.info("joined job %s as %s", self._core.delivery.job, self.name)
+
+    def _has_a_processor(self) -> bool:
+        """Whether each worker and server of this host may have one for itself, so that waiting on it costs nobody."""
+        if not self.config.job_dir or self.role == "scheduler":
+            return False
+        mine = [peer for peer in self._core.roster.values() if peer.host == socket.gethostname()]
+        return len(mine) <= len(os.sched_getaffinity(0))
 
     def _open_job(self) -> None:
         config = self.config

@@ -74,6 +74,7 @@ class Shell:
         self.on_peer_ended: list[Callable[[int, PeerError], None]] = []
         self.on_peer_moved: list[Callable[[PeerAway | PeerBack], None]] = []
         self.now = clock  # of all deadlines, in seconds
+        self.look_for = 0.0  # seconds that a leader looks for messages before it sleeps; set when the job is complete
         self._drop_rate = drop_rate
         self._rng = rng
         self._pick = pick
@@ -235,7 +236,7 @@ class Shell:
             timeout = None if self._poll_until == FOR_EVER else max(0.0, self._poll_until - self.now())
             self.lock.release()
             try:
-                self.van.wait(timeout)
+                self._sleep(timeout)
             finally:
                 self.lock.acquire()
             self._pump(nested)
@@ -245,6 +246,14 @@ class Shell:
                 self._leader = None
             if self._callers > 1 or self._thread.ident == threading.get_ident():
                 self._followers.notify_all()
+
+    def _sleep(self, timeout: float | None) -> None:
+        """Wait for the van, if need be after a while of looking: to be woken up costs more than a small request."""
+        look_until = self.now() + (self.look_for if timeout is None else min(self.look_for, timeout))
+        while self.look_for and self.now() < look_until:
+            if self.van.wait(0):
+                return
+        self.van.wait(timeout)
 
     def progress(self) -> None:
         """Receive and decide, unless a thread leads; what is to be run waits for one that does."""

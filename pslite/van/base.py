@@ -103,8 +103,8 @@ class Van(abc.ABC):
         """The next event, or None; never blocks."""
 
     @abc.abstractmethod
-    def wait(self, timeout: float | None) -> None:
-        """Block until ``receive`` may have something, ``wake`` is called, or the time (seconds) is over."""
+    def wait(self, timeout: float | None) -> bool:
+        """Block until ``receive`` may have something, ``wake`` is called, or the time (seconds) is over: then False."""
 
     @abc.abstractmethod
     def wake(self) -> None:

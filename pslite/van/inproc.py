@@ -134,10 +134,11 @@ class InprocVan(Van):
         except ProtocolError as error:
             return Rejected(link, str(error))
 
-    def wait(self, timeout: float | None) -> None:
+    def wait(self, timeout: float | None) -> bool:
         with self.hub.lock:
-            self._ready.wait_for(lambda: self._woken or (self.mailbox and not self.dead), timeout)
+            came = self._ready.wait_for(lambda: self._woken or (self.mailbox and not self.dead), timeout)
             self._woken = False
+        return bool(came)
 
     def wake(self) -> None:
         with self.hub.lock:

@@ -368,7 +368,7 @@ class ZmqVan(Van):
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 
-    def wait(self, timeout: float | None) -> None:
+    def wait(self, timeout: float | None) -> bool:
         if self._exchange is not None:
             timeout = TIDY_EVERY if timeout is None else min(timeout, TIDY_EVERY)
         # A descriptor is readable from the signal on until its socket was looked at, which ``receive`` does until None.
@@ -377,6 +377,7 @@ class ZmqVan(Van):
             os.eventfd_read(self._wakeup)
         if (self._offers, select.POLLIN) in self._polled:
             self._offered = True
+        return bool(self._polled)
 
     def wake(self) -> None:
         os.eventfd_write(self._wakeup, 1)

@@ -96,8 +96,8 @@ class Listening(Van):
     def __init__(self, van: Van, heard: list[Any]) -> None:
         self._van, self._heard = van, heard
 
-    def wait(self, timeout: float | None) -> None:
-        self._van.wait(timeout)
+    def wait(self, timeout: float | None) -> bool:
+        return self._van.wait(timeout)
 
     def receive(self) -> Any:
         while (found := self._van.receive()) is not None:

@@ -9,9 +9,8 @@ import os
 import signal
 import sys
 
-import numpy as np
-
 import kvstore
+import numpy as np
 
 kvstore.serve()
 kind, steps, *events = sys.argv[1:]
