@@ -11,6 +11,7 @@ from launcher.options import parse
 OPTIONS = {
     *("-n", "--num-workers", "-s", "--num-servers", "--server-command", "--start-timeout", "--grace", "--dry-run"),
     "--max-restarts",
+    "--on-worker-lost",
     *("--format", "-h", "--help", "--launcher", "-H", "--hostfile", "--sync-dst-dir"),
     *("--env", "--env-server", "--env-worker", "--log-dir", "--color", "--no-prefix", "--timestamps", "--p3"),
     *("--checkpoint-dir", "--checkpoint-every", "--checkpoint-keep", "--resume"),
