@@ -21,6 +21,7 @@ from .optimizer.base import Optimizer
 from .records import Piece, Planner, Record
 from .rows import Content
 from .rules import Updater
+from .single import SingleStore
 from .spec import Spec
 
 
@@ -64,7 +65,10 @@ def check_type(name: str, p3: bool) -> None:
 
 def open_store(name: str, office: Postoffice) -> DistStore:
     """The store of a worker whose Postoffice has joined."""
-    return P3Store(name, office) if office.config.p3 else BurstStore(name, office)
+    if office.config.p3:
+        return P3Store(name, office)
+    # What a server knows of a burst whose calls end one by one would end with it, before all was asked for.
+    return SingleStore(name, office) if office.config.max_restarts else BurstStore(name, office)
 
 
 class Slicer(Planner):

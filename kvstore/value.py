@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,12 +23,25 @@ from .checkpoint.unit import PULLED, SENT, SLOT, VALUE, Unit
 from .compression import Codec, Feedback
 from .optimizer.base import State
 from .pages import in_small_pages, lazy_zeros
-from .rows import Content, Ids, Received, Rows, RowSum, dense, gather, rows_with_bits, scatter
+from .rows import Content, Ids, Received, Rows, RowSum, dense, gather, rows_with_bits, scatter, union
 from .rules import Change, Rule
 from .spec import Spec
 from .sums import Sum
 
 _FLOAT32 = CODES["float32"]
+
+
+class Keeping(Protocol):
+    """Has a value outlive this process. Nothing that was committed changes before the next commit, but by undoing."""
+
+    def zeros(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """A new table."""
+
+    def copied(self, state: State) -> State:
+        """Slots to be changed in place."""
+
+    def overwriting(self, arrays: Sequence[Array], ids: Ids) -> None:
+        """These rows of arrays are going to be overwritten: until the next commit they can be undone."""
 
 
 @dataclass(slots=True, eq=False)
@@ -45,14 +59,17 @@ class Value:
     sent: Feedback | None = None  # of compressed pulls: what all of them have left out so far
     code: tuple[int, Codec | None, list[Array]] | None = None  # the last one sent: version, codec (None: it is decoded)
     filled: Ids | None = None  # of a table: the other rows are zero. None: any may be something else
+    kept: Keeping | None = None  # None: it ends with this process
 
     @staticmethod
-    def create(spec: Spec, content: Content, memory: Memory = PLAIN) -> Value:
+    def create(spec: Spec, content: Content, memory: Memory = PLAIN, kept: Keeping | None = None) -> Value:
         """A new value, a copy; a row-sparse one has these rows, is zero elsewhere, and never in ``memory``."""
         spec.check(content, spec.code)
+        value = Value(spec, np.empty(0), memory, kept=kept)
         if isinstance(content, Rows):
-            return Value(spec, dense(content, spec.shape), filled=content.ids.copy())
-        value = Value(spec, np.empty(0), memory)
+            value.data, value.filled = value._table(), content.ids.copy()
+            scatter(content, value.data)
+            return value
         value.data = value._new()
         np.copyto(value.data, content)
         return value
@@ -177,8 +194,10 @@ class Value:
         """What the table holds is these rows and nothing else; costs as much as the rows there were and are."""
         if self.filled is None:
             self.data = np.empty(0)  # first: there is not always memory for two tables
-            self.data = lazy_zeros(self.spec.shape, storage(self.spec.code))
+            self.data = self._table()
         else:
+            if self.kept is not None:
+                self.kept.overwriting([self.data], union([self.filled, rows.ids]))
             self.data[self.filled] = 0
         self.filled = rows.ids
         scatter(rows, self.data)
@@ -202,13 +221,27 @@ class Value:
         return Sum([merged], _FLOAT32 if rule.widens(self.spec.code) else self.spec.code)
 
     def _update_all(self, received: Sum | RowSum, rule: Rule, rank: int) -> None:
-        state = self.state if rule.trusted else {name: slot.copy() for name, slot in self.state.items()}
         in_place = self.spec.sparse and rule.trusted
+        state = self.state
+        if self.kept is not None:
+            state = self._prepared(received, in_place)
+        elif not rule.trusted:
+            state = {name: slot.copy() for name, slot in state.items()}
         target = self.data if in_place else self._target()
         rule.apply(Change(self.spec, received, self.data, target, state, self.count + 1, rank))
         self.state = state
         if not in_place:
             self._swap()
+
+    def _prepared(self, received: Sum | RowSum, in_place: bool) -> State:
+        """The slots to be changed in an update of a value that is kept."""
+        assert self.kept is not None
+        if in_place and isinstance(received, RowSum):
+            self.kept.overwriting([self.data, *self.state.values()], union([rows.ids for rows in received.parts]))
+            return self.state
+        if in_place:
+            self.kept.overwriting([self.data], np.arange(len(self.data)))
+        return self.kept.copied(self.state)
 
     def _update_rows(self, rows: Rows, rule: Rule, rank: int) -> None:
         """Update only these rows, and only their part of the state, on copies."""
@@ -220,6 +253,8 @@ class Value:
         if not self.spec.sparse:
             target = self._target()
             np.copyto(target, self.data)
+        if self.kept is not None:
+            self.kept.overwriting([target, *self.state.values()] if self.spec.sparse else [*self.state.values()], ids)
         scatter(Rows(ids, part), target)
         for name, slot in state.items():
             scatter(Rows(ids, slot), self.state[name])
@@ -251,6 +286,11 @@ class Value:
     def _swap(self) -> None:
         assert self.spare is not None, "nothing was written"
         self.data, self.spare = self.spare, self.data
+
+    def _table(self) -> Array:
+        """Zeros for a row-sparse value."""
+        zeros = lazy_zeros if self.kept is None else self.kept.zeros
+        return zeros(self.spec.shape, storage(self.spec.code))
 
     def _new(self) -> Array:
         array = self.memory.empty(self.spec.shape, storage(self.spec.code))

@@ -55,6 +55,7 @@ class Config:
     checkpoint_every: float | None = None  # seconds between them; None: only when a worker asks
     checkpoint_keep: int = 3  # how many stay
     resume: bool = False  # go on from the newest one there
+    failpoints: str = ""  # for tests, see failpoints.py
     notices: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod
@@ -94,6 +95,7 @@ class Config:
             checkpoint_every=read.number("PSLITE_CHECKPOINT_EVERY", 0.0, float, 0) or None,
             checkpoint_keep=read.number("PSLITE_CHECKPOINT_KEEP", 3, int, 1),
             resume=read.choice("PSLITE_RESUME", "0", ("0", "1")) == "1",
+            failpoints=env.get("PS_FAILPOINTS", ""),
             notices=("PS_RESEND is not needed: delivery is always on",) if "PS_RESEND" in env else (),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,3 +39,28 @@ class Plain:
 
 
 PLAIN = Plain()
+
+
+class KeptMemory(Memory, Protocol):
+    """Memory that outlives this process, with a journal that says what is in it: for the process that follows it.
+
+    Raises KeeperError where nobody keeps it.
+    """
+
+    def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+        """An array of zeros; a large one takes memory where it is written."""
+
+    def place(self, array: Array) -> tuple[int, int]:
+        """What a successor finds an array by that this memory ``holds``: its segment and its place there."""
+
+    def found(self) -> list[bytes]:
+        """The journal of the predecessor: what it has committed, in order; empty if there was none."""
+
+    def reopen(self, wanted: Sequence[tuple[tuple[int, int], tuple[int, ...], npt.DTypeLike]]) -> list[Array]:
+        """The predecessor's arrays of these places, shapes and dtypes; all else is free. To be called once, first."""
+
+    def commit(self, records: Sequence[bytes]) -> bool:
+        """Write these to the journal, all or none. False if it is full: nothing was written."""
+
+    def rewrite(self, records: Sequence[bytes]) -> None:
+        """Replace the journal by these."""

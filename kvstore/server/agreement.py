@@ -52,6 +52,21 @@ class Agreement:
             return False
         return rank == 0 or self._heard.get((what, rank)) == said[-1].number
 
+    def to_kept(self) -> dict[str, Any]:
+        """What was decided, as plain data for ``from_kept``; calls that wait come again."""
+        said = {
+            what: [[s.number, s.value, None if s.error is None else s.error.to_wire()] for s in known]
+            for what, known in self._said.items()
+        }
+        return {"said": said, "heard": [[what, rank, number] for (what, rank), number in self._heard.items()]}
+
+    def from_kept(self, kept: dict[str, Any]) -> None:
+        """Go on with what a predecessor had decided."""
+        for what, known in kept["said"].items():
+            said = [_Said(n, value, None if error is None else PSError.from_wire(error)) for n, value, error in known]
+            self._said[what] = deque(said, maxlen=KEPT_CHANGES)
+        self._heard = {(what, rank): number for what, rank, number in kept["heard"]}
+
     def on_decider_gone(self, error: PeerError) -> list[Ticket]:
         """Rank 0 has ended: what it has not decided never will be."""
         self._gone = error

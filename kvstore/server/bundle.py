@@ -25,7 +25,7 @@ from kvstore.value import Value
 from .entry import Contribution, Entry, Number
 from .ticket import Ticket
 
-_NOTHING = np.empty(0)  # the value of a key while a bundle has it
+NOTHING = np.empty(0)  # the value of a key while a bundle has it
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -56,7 +56,7 @@ class Bundle(Entry):
             return None
         spec = Spec(first.spec.key, (sum(math.prod(v.spec.shape) for v in values),), first.spec.code)
         state = {name: _joined([v.state[name] for v in values]) for name in first.state}
-        value = Value(spec, _NOTHING, first.memory, state=state, count=first.count, rule=first.rule)
+        value = Value(spec, NOTHING, first.memory, state=state, count=first.count, rule=first.rule, kept=first.kept)
         value.replace(_joined([v.data for v in values]))
         versions = np.array([v.version for v in values], np.uint64)
         begun = members[0].rounds
@@ -67,7 +67,7 @@ class Bundle(Entry):
         )  # fmt: skip
         for entry in members:
             entry.bundle = bundle
-            entry.value.data, entry.value.spare, entry.value.state = _NOTHING, None, {}
+            entry.value.data, entry.value.spare, entry.value.state = NOTHING, None, {}
         return bundle
 
     def updates_alike(self, rank: int, rule: Rule | None) -> bool:

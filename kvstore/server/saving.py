@@ -108,11 +108,7 @@ class Saving:
             units = self._resume.units(new)
         except PSError as error:
             return [Ticket(token, rank, error=error)]
-        tickets = self._store.init(token, rank, new)
-        if tickets[0].error is None:
-            for wire, unit in units.items():
-                self._store.whole(wire).value.restore(unit, self._resume.rule)
-        return tickets
+        return self._store.init(token, rank, new, units, self._resume.rule)
 
     # -- what is asked, and told --------------------------------------------------------------------------------------
 

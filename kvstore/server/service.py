@@ -33,9 +33,10 @@ from kvstore.compression import Codec, cached
 from kvstore.keys import checked
 from kvstore.rows import Content, Ids, Rows
 from kvstore.spec import Place, Spec
-from pslite import Flag, KVMeta, KVPairs, KVServer, PeerAway, PeerBack, Postoffice, SimpleApp, SimpleData
+from pslite import WORKER_GROUP, Flag, KVMeta, KVPairs, KVServer, PeerAway, PeerBack, Postoffice, SimpleApp, SimpleData
 from pslite.dtypes import CODES
 from pslite.errors import PeerError, ProtocolError, PSError
+from pslite.failpoints import failpoint
 
 from .profiling import Profile
 from .saving import open_saving
@@ -62,7 +63,14 @@ class Service:
         office.on_parked(self._missing)
         self._control = SimpleApp(CONTROL_APP, 0, office, self._on_control)
         self._user = SimpleApp(USER_APP, 0, office, self._on_user_command)
+        memory = office.open_kept() if office.config.keeper_fd is not None else None
+        if memory is not None:
+            self.store.keep(memory)
         self._data.set_handle(self._profile.requests(self._on_data, self.store))
+        if office.config.restarts:  # there may be workers that ended before
+            for node in office.node_ids(WORKER_GROUP):
+                if (ended := office.ended(node)) is not None:
+                    self._on_peer_ended(node, ended)
 
     def close(self) -> None:
         """The job is over."""
@@ -150,6 +158,7 @@ class Service:
         rank = pslite.rank_of(data.sender)
         if what == "change":
             self.store.settings.change(rank, *value)
+            self._keep_settings()
             app.response(data)
         elif what == "meet":
             self._finish(self.store.meeting.enter(Ticket(data, rank), str(value)))
@@ -165,7 +174,13 @@ class Service:
             self.store.stash = {(owner, key): part for (owner, key), part in self.store.stash.items() if owner != rank}
             app.response(data)
         else:
-            self._finish(self.store.settings.agree(data, rank, str(what), value))
+            tickets = self.store.settings.agree(data, rank, str(what), value)
+            self._keep_settings()
+            self._finish(tickets)
+
+    def _keep_settings(self) -> None:
+        if self.store.kept is not None:
+            self.store.kept.set()
 
     def _on_user_command(self, data: SimpleData, app: SimpleApp) -> None:
         log.info("command %s from %s", data.head, self._office.name_of(data.sender))
@@ -194,8 +209,10 @@ class Service:
         if told := self.store.told_apart():
             tickets = [*tickets, *told]
         self._profile.answered(tickets)
+        failpoint("after_apply_before_ack")
         for ticket in tickets:
             self._answer(ticket)
+        failpoint("after_ack")
 
     def _answer(self, ticket: Ticket) -> None:
         try:

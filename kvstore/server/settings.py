@@ -60,6 +60,25 @@ class Settings:
             "changed": {rank: rule.to_wire() for rank, rule in self._changed.items()},
         }
 
+    def to_kept(self, number: Callable[[Rule | None], int]) -> dict[str, Any]:
+        """All of it as plain data, for ``from_kept``; ``number``: what a successor finds a rule by."""
+        return {
+            "sync": self.sync,
+            "rule": number(self._rule),
+            "resumed": number(self.resumed),
+            "changed": {rank: number(rule) for rank, rule in self._changed.items()},
+            "newest": self._newest,
+            "agreed": self._agreement.to_kept(),
+        }
+
+    def from_kept(self, kept: dict[str, Any], rule: Callable[[int], Rule | None]) -> None:
+        """Go on with the settings of a predecessor."""
+        changed = {rank: rule(number) for rank, number in kept["changed"].items()}
+        self.sync, self._newest = kept["sync"], kept["newest"]
+        self._rule, self.resumed = rule(kept["rule"]), rule(kept["resumed"])
+        self._changed = {rank: own for rank, own in changed.items() if own is not None}
+        self._agreement.from_kept(kept["agreed"])
+
     def _adopt(self, what: str, value: Any) -> PSError | None:
         """Make a setting count from now on, or say why it cannot."""
         if what == "type":

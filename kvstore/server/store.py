@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -35,11 +36,14 @@ from pslite.errors import (
     WorkerFinished,
     WorkerLeft,
 )
-from pslite.memory import PLAIN, Memory
+from pslite.failpoints import failpoint
+from pslite.memory import PLAIN, KeptMemory, Memory
 
 from .bundle import Bundle, alike, split
 from .entry import Contribution, Entry
+from .kept import Kept
 from .meeting import Meeting
+from .reopening import reopen
 from .settings import Settings
 from .ticket import UNASKED, Answer, Ticket
 
@@ -85,11 +89,46 @@ class Store:
         self.meeting = Meeting(num_workers)
         self._gone: dict[int, PeerError] = {}  # ranks that will not push any more, and why
         self.settings = Settings(lambda: next((e.value.spec.key for e in self._entries.values() if e.split), None))
+        self.kept: Kept | None = None  # what a successor finds; None: nothing
+        self._rules_before: dict[tuple[int, int, int], Rule | None] = {}  # by rank, key, number of the push
+
+    def keep(self, memory: KeptMemory) -> None:
+        """Have all of it outlive this process, and go on with what a predecessor left; before anything is served.
+
+        Raises KeeperError if that is damaged.
+        """
+        kept = Kept(memory)
+        found = reopen(kept)
+        if found is not None:
+            self._entries, self._bundles, self._rules_before = found.entries, found.bundles, found.parked
+            self.settings.from_kept(found.settings, found.rules.get)
+        self.kept = kept
+        kept.begin(self._entries, self._bundles.values(), self.settings, self._parked_before)
+
+    def _parked_before(self) -> list[tuple[int, int, int, Rule | None]]:
+        """Pushes that wait, and whose worker has said since that another rule counts: rank, key, number, rule."""
+        found: list[tuple[int, int, int, Rule | None]] = []
+        for wires, entry in self._with_wires():
+            for rank, queue in entry.queues.items():
+                now = self.settings.rule_of(rank)
+                for c in queue:
+                    if c.content is not None and c.rule is not now:
+                        numbers = np.broadcast_to(np.asarray(c.number, np.uint64), (len(wires),)).tolist()
+                        found += [(rank, wire, number, c.rule) for wire, number in zip(wires, numbers, strict=True)]
+        return found
+
+    def _with_wires(self) -> Iterable[tuple[list[int], Entry]]:
+        """Everything that may have something waiting for it, with its keys on the wire."""
+        yield from (([wire], entry) for wire, entry in self._entries.items())
+        yield from ((np.frombuffer(bundle.id, np.uint64).tolist(), bundle) for bundle in self._bundles.values())
 
     # -- requests -----------------------------------------------------------------------------------------------------
 
-    def init(self, token: Any, rank: int, new: dict[int, New]) -> list[Ticket]:
-        """Create keys, by key on the wire."""
+    def init(
+        self, token: Any, rank: int, new: dict[int, New], units: Mapping[int, Unit] = MappingProxyType({}),
+        rule: Rule | None = None
+    ) -> list[Ticket]:  # fmt: skip
+        """Create keys, by key on the wire. Those of ``units`` become what was saved, under this rule."""
         ticket = Ticket(token, rank)
         taken = next((n.spec.key for wire, n in new.items() if wire in self._entries), None)
         if taken is not None:
@@ -97,14 +136,21 @@ class Store:
             return [ticket]
         try:
             entries = {
-                wire: Entry(Value.create(n.spec, n.content, self._memory), n.split, place=n.place)
-                for wire, n in new.items()
+                wire: Entry(self._value(n), n.split, place=n.place) for wire, n in new.items()
             }
+            for wire, unit in units.items():
+                entries[wire].value.restore(unit, rule)
+            if self.kept is not None:
+                self.kept.created(entries)
         except PSError as error:
             ticket.error = error
             return [ticket]
         self._entries.update(entries)
         return [ticket]
+
+    def _value(self, new: New) -> Value:
+        memory = self._memory if self.kept is None else self.kept.memory
+        return Value.create(new.spec, new.content, memory, self.kept)
 
     def absent(self, new: dict[int, New]) -> dict[int, New]:
         """Those of these keys that are not here, just so, already."""
@@ -150,6 +196,8 @@ class Store:
             contribution = Contribution(own, index, content, ids, rule)
             if content is not None and numbers and not self._is_new(entry, rank, contribution, numbers[i]):
                 contribution.content = content = None
+            if self._rules_before and content is not None:
+                contribution.rule = self._rules_before.pop((rank, keys[i], numbers[i] if numbers else 0), rule)
             self.parked += 1
             if content is None and not entry.queues.get(rank):  # a pull that nothing is before
                 done += self._finish(contribution, entry)
@@ -188,6 +236,8 @@ class Store:
             entry = self._find(key)
             entry.value.restore(unit, self.settings.rule_of(rank))
             entry.taken, entry.applied = {}, {}  # the numbers of pushes go back with the rest
+            if self.kept is not None and (error := self.kept.applied(entry)) is not None:
+                raise error
 
     def keys(self) -> list[int]:
         """All keys on the wire."""
@@ -217,7 +267,7 @@ class Store:
         """``request`` for dense keys whose values lie behind each other in one array."""
         rule = self.settings.rule_of(rank)
         try:
-            bundle = self._bundle(keys, rank, rule)
+            bundle = None if self._rules_before else self._bundle(keys, rank, rule)
             if bundle is not None and numbers is not None and not bool(np.all(numbers > bundle.taken.get(rank, 0))):
                 self._end(bundle)  # some of it was taken in before
                 bundle = None
@@ -250,6 +300,8 @@ class Store:
                 bundle = Bundle.of(id, members)
             if bundle is not None:
                 self._bundles[id] = bundle
+                if self.kept is not None:
+                    self.kept.bundled(bundle)
             return bundle
         if bundle.updates_alike(rank, rule):
             return bundle
@@ -258,7 +310,10 @@ class Store:
 
     def _end(self, bundle: Bundle) -> None:
         del self._bundles[bundle.id]
-        for ticket in bundle.end():
+        tickets = bundle.end()
+        if self.kept is not None:
+            self.kept.ended(bundle)
+        for ticket in tickets:
             if ticket.hurried:
                 self._tell_apart(ticket)
 
@@ -359,9 +414,15 @@ class Store:
         entry.applied.update((c.ticket.rank, c.number) for c in contributions)
         first = contributions[0]
         contents = [c.content for c in contributions if c.content is not None]
+        failpoint("before_apply")
+        error: Exception | None = None
         try:
             self._apply_to(entry.value, contents, first.rule, first.ticket.rank)
-        except Exception as error:  # user code: the value stays, and every contributor gets the error
+        except Exception as raised:  # user code: the value stays, and every contributor gets the error
+            error = raised
+        if self.kept is not None:
+            error = self.kept.applied(entry) or error
+        if error is not None:
             what = "" if first.rule is None else first.rule.what
             return [t for c in contributions for t in self._fail(c.ticket, entry, error, what)]
         return [t for c in contributions for t in self._finish(c, entry)]
@@ -411,6 +472,7 @@ class Store:
         """A worker finished, failed or was lost: rounds that need it fail at once, unless it left them."""
         self._gone[rank] = error
         self._forget_bursts(rank)
+        self._forget_rules_before(rank)
         if isinstance(error, (WorkerLeft, WorkerDropped)):
             self._members.discard(rank)
         done = self.settings.on_decider_gone(error) if rank == 0 else []
@@ -420,7 +482,11 @@ class Store:
     def on_peer_away(self, rank: int, error: PeerError) -> list[Ticket]:
         """A worker died, and its successor is awaited: what it has pushed counts, its questions do not."""
         self._forget_bursts(rank)
+        self._forget_rules_before(rank)
         return self.meeting.on_peer_away(rank, error)
+
+    def _forget_rules_before(self, rank: int) -> None:
+        self._rules_before = {push: rule for push, rule in self._rules_before.items() if push[0] != rank}
 
     def _forget_bursts(self, rank: int) -> None:
         self._apart = {burst: tickets for burst, tickets in self._apart.items() if burst[0] != rank}

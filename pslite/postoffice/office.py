@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from pslite import ids, wire
+from pslite import failpoints, ids, wire
 from pslite.config import Config
 from pslite.delivery import Delivery, Pending
 from pslite.errors import (
@@ -27,8 +28,9 @@ from pslite.errors import (
     UnknownKeyError,
     WaitTimeout,
 )
-from pslite.memory import Memory
+from pslite.memory import KeptMemory, Memory
 from pslite.van.base import Van
+from pslite.van.shared import Keeper, KeptArena
 from pslite.wire import Kind, Message, Op
 
 from . import addresses
@@ -72,6 +74,8 @@ class Postoffice:
             raise ConfigError(name="DMLC_PS_ROOT_URI", value=None, allowed="give the address of the scheduler")
         for notice in config.notices:
             log.warning("%s", notice)
+        if config.failpoints and not config.restarts:
+            failpoints.arm(failpoints.parse(config.failpoints, lambda: os.kill(os.getpid(), signal.SIGKILL)))
         config, keys = addresses.with_rank_of_key(config)
         self.config = config
         self._rng = rng or Random(int.from_bytes(os.urandom(16), "big"))
@@ -109,6 +113,18 @@ class Postoffice:
     def memory(self) -> Memory:
         """Where arrays are made that cost least to send."""
         return self._shell.van.memory
+
+    def open_kept(self) -> KeptMemory | None:
+        """Memory that a successor of this process finds again, with what a predecessor left; None if nobody keeps it.
+
+        To be called once. Raises KeeperError, ConfigError.
+        """
+        keeper = Keeper.from_config(self.config)
+        if keeper is None:
+            return None
+        memory = KeptArena(self._clock, keeper, keeper.take())
+        self._shell.van.lend_from(memory)
+        return memory
 
     def transport(self, node: int) -> str:
         """How messages to a node travel: 'shm', 'ipc', 'tcp', or 'in process'."""

@@ -6,7 +6,7 @@ import abc
 from dataclasses import dataclass
 
 from pslite.flow import cost
-from pslite.memory import PLAIN, Memory
+from pslite.memory import PLAIN, KeptMemory, Memory
 from pslite.wire import Link, Message
 
 
@@ -72,6 +72,9 @@ class Van(abc.ABC):
     def weigh(self, link: Link, message: Message) -> int:
         """The bytes of a message's arrays that travel on a link; 0 if they are few."""
         return cost(message)
+
+    def lend_from(self, memory: KeptMemory) -> None:  # noqa: B027 - most vans carry all bytes
+        """Have peers read the arrays of this memory, too, where they are."""
 
     @abc.abstractmethod
     def bind(self, address: str, fd: int | None = None) -> str:

@@ -21,13 +21,14 @@ from zmq.utils.monitor import parse_monitor_message
 from pslite import ids
 from pslite.errors import BindError, JoinError, ProtocolError
 from pslite.flow import SMALL, cost
-from pslite.memory import PACK_BELOW
+from pslite.memory import PACK_BELOW, KeptMemory
 from pslite.security import Keys
 from pslite.wire import MAX_FRAME, Array, Flag, Link, Message, Place, decode, encode
 
 from .base import LinkDown, LinkRefused, LinkUp, Received, Rejected, Van, VanEvent
 from .guard import DOMAIN, Guard, of_peer
 from .shared.exchange import TIDY_EVERY, Exchange
+from .shared.kept import KeptArena
 
 log = logging.getLogger("pslite")
 
@@ -220,6 +221,10 @@ class ZmqVan(Van):
         self._signalled[sock] = None  # no signal comes before a first look
 
     # -- messages -----------------------------------------------------------------------------------------------------
+
+    def lend_from(self, memory: KeptMemory) -> None:
+        if self._exchange is not None and isinstance(memory, KeptArena):
+            self._exchange.kept = memory
 
     def send(self, link: Link, message: Message) -> bool:
         frames = encode(message, None if self._exchange is None else partial(self._place, link, message.flags))

@@ -9,6 +9,10 @@ from __future__ import annotations
 from .arena import Arena, Block, Location, available
 from .channel import Channel, Segment
 from .extents import Extents
+from .journal import Journal
 from .keeper import Keeper
+from .kept import KeptArena
 
-__all__ = ["Arena", "Block", "Channel", "Extents", "Keeper", "Location", "Segment", "available"]
+__all__ = [
+    "Arena", "Block", "Channel", "Extents", "Journal", "Keeper", "KeptArena", "Location", "Segment", "available",
+]  # fmt: skip

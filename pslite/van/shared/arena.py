@@ -26,9 +26,10 @@ from .extents import Extents
 
 ALIGNMENT = 64  # bytes: a cache line; of headers, and so of data
 SEGMENT = 64 * 1024 * 1024  # bytes of a segment, or more if one array needs more
+GRAIN = 2 * 1024 * 1024  # bytes: segments are multiples of it
 KEEP_EMPTY = 10.0  # seconds that a segment without arrays is kept: the next round of a training loop needs it again
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
-_GRAIN = 2 * 1024 * 1024  # bytes: segments are multiples of it
 _WORD = 8  # bytes of a generation
 _SEAL_FUTURE_WRITE = 0x0010  # linux/fcntl.h since 5.1: no new mapping may write; Python's fcntl has no name for it
 
@@ -48,7 +49,7 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 def available() -> bool:
     """Whether this host has sealed memory: Linux since 5.1, if a sandbox does not forbid it."""
     try:
-        segment = _Segment(0, _GRAIN)
+        segment = _sealed_segment(0, GRAIN)
     except (AttributeError, OSError):
         return False
     os.close(segment.fd)
@@ -69,7 +70,7 @@ class Block:
 
     __slots__ = ("__array_interface__", "address", "arena", "header", "nbytes", "segment")
 
-    def __init__(self, arena: Arena, segment: _Segment, header: int, nbytes: int) -> None:
+    def __init__(self, arena: Arena, segment: OwnSegment, header: int, nbytes: int) -> None:
         self.arena = arena
         self.segment = segment  # keeps the memory mapped, even after Arena.close
         self.header = header
@@ -82,31 +83,43 @@ class Block:
         self.arena._freed.append((self.segment.number, self.header, self.nbytes))
 
 
-class _Segment:
-    """One memfd, mapped writable here and nowhere else."""
+class OwnSegment:
+    """One memfd, mapped writable."""
 
     __slots__ = ("address", "extents", "fd", "idle_since", "memory", "number", "size", "words")
 
-    def __init__(self, number: int, size: int) -> None:
+    def __init__(self, number: int, fd: int, size: int) -> None:
         self.number = number
         self.size = size
         self.extents = Extents(size)
         self.idle_since = 0.0  # by the arena's clock; it counts while ``extents.empty``
-        self.fd = os.memfd_create("pslite", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        try:
-            os.ftruncate(self.fd, size)
-            self.memory = mmap.mmap(self.fd, size)
-            _seal(self.fd)
-        except OSError:
-            os.close(self.fd)
-            raise
+        self.fd = fd
+        self.memory = mmap.mmap(fd, size)
         self.address: int = np.frombuffer(self.memory, np.uint8).__array_interface__["data"][0]
         self.words = memoryview(self.memory).cast("Q")
 
 
-def _seal(fd: int) -> None:
-    seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals | _SEAL_FUTURE_WRITE)
+def _sealed_segment(number: int, size: int) -> OwnSegment:
+    """A segment that is mapped writable here and nowhere else."""
+    fd = memfd(size)
+    try:
+        segment = OwnSegment(number, fd, size)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS | _SEAL_FUTURE_WRITE)
+    except OSError:
+        os.close(fd)
+        raise
+    return segment
+
+
+def memfd(size: int) -> int:
+    """The descriptor of so many bytes of memory that have no name, to be sealed."""
+    fd = os.memfd_create("pslite", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, size)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 class Arena:
@@ -120,7 +133,7 @@ class Arena:
         self._clock = clock
         self._usable = True  # False from close() on, and in a forked child
         self._lock = threading.Lock()  # guards all below but _freed
-        self._segments: dict[int, _Segment] = {}
+        self._segments: dict[int, OwnSegment] = {}
         self._made = 0  # segments so far: the next one's number
         self._used = 0  # bytes of the extents that are taken
         # Random at first: where a block was there may be other data now, which must not look like its generation.
@@ -140,11 +153,7 @@ class Arena:
         block = self._take(nbytes) if nbytes > 0 and not dtype.hasobject else None
         if block is None:
             return np.empty(shape, dtype)
-        block.__array_interface__ = {
-            "version": 3, "shape": shape, "typestr": dtype.str, "data": (block.address, False),
-        }  # fmt: skip
-        array = np.asarray(block)
-        return array if array.dtype == dtype else array.view(dtype)
+        return array_of(block, shape, dtype)
 
     def renew(self, array: npt.NDArray[Any]) -> None:
         """Say that an array, or a view of one, is going to be written: who copies it meanwhile finds out."""
@@ -187,7 +196,7 @@ class Arena:
             old = [s for s in self._segments.values() if s.extents.empty and s.idle_since + KEEP_EMPTY <= now]
             for segment in old:
                 del self._segments[segment.number]
-                os.close(segment.fd)  # the mapping goes with the last reference
+                self._give_up(segment)  # the mapping goes with the last reference
         return [segment.number for segment in old]
 
     def fd(self, segment: int) -> int:
@@ -238,17 +247,26 @@ class Arena:
         self._fence()
         return Block(self, segment, header, nbytes)
 
-    def _find(self, nbytes: int) -> tuple[_Segment, int]:
+    def _find(self, nbytes: int) -> tuple[OwnSegment, int]:
         for segment in self._segments.values():
             offset = segment.extents.take(nbytes)
             if offset is not None:
                 return segment, offset
-        segment = _Segment(self._made, max(SEGMENT, -(-nbytes // _GRAIN) * _GRAIN))
-        self._segments[segment.number] = segment
-        self._made += 1
+        segment = self._add_segment(max(SEGMENT, -(-nbytes // GRAIN) * GRAIN))
         offset = segment.extents.take(nbytes)
         assert offset is not None
         return segment, offset
+
+    def _add_segment(self, size: int) -> OwnSegment:
+        segment = self._segments[self._made] = self._new_segment(self._made, size)
+        self._made += 1
+        return segment
+
+    def _new_segment(self, number: int, size: int) -> OwnSegment:
+        return _sealed_segment(number, size)
+
+    def _give_up(self, segment: OwnSegment) -> None:
+        os.close(segment.fd)
 
     def _drain(self) -> None:
         """Make what blocks left free again."""
@@ -264,7 +282,7 @@ class Arena:
             if segment.extents.empty:
                 segment.idle_since = self._clock()
 
-    def _stamp(self, segment: _Segment, header: int) -> None:
+    def _stamp(self, segment: OwnSegment, header: int) -> None:
         self._generation += 1
         segment.words[header // _WORD] = self._generation
 
@@ -283,3 +301,12 @@ class Arena:
         while isinstance(base, np.ndarray):
             base = base.base
         return base if type(base) is Block and base.arena is self and self._usable else None
+
+
+def array_of(block: Block, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """The array whose data a block has."""
+    block.__array_interface__ = {
+        "version": 3, "shape": shape, "typestr": dtype.str, "data": (block.address, False),
+    }  # fmt: skip
+    array = np.asarray(block)
+    return array if array.dtype == dtype else array.view(dtype)

@@ -37,6 +37,7 @@ class Exchange:
 
     def __init__(self, directory: str, incarnation: str, clock: Callable[[], float]) -> None:
         self.memory = Arena(clock)
+        self.kept: Arena | None = None  # more of our memory, whose segments have other numbers; never replaced
         self._clock = clock
         self._look_at = 0.0  # when ``tidy`` is due
         self._directory = directory
@@ -65,16 +66,18 @@ class Exchange:
 
     def has(self, array: Array) -> bool:
         """Whether an array is in our memory."""
-        return self.memory.has(array)
+        return self.memory.has(array) or (self.kept is not None and self.kept.has(array))
 
     def place(self, link: Link, array: Array) -> Place | None:
         """Where the peer, which ``shares``, finds an array; None if its bytes must be sent."""
-        location = self.memory.locate(array)
+        memory, location = self.memory, self.memory.locate(array)
+        if location is None and self.kept is not None:
+            memory, location = self.kept, self.kept.locate(array)
         if location is None:
             return None
         peer, segment = self._peers[link], location.segment
         if segment not in peer.offered:
-            if not self._channel.offer(peer.path, segment, self.memory.fd(segment), self.memory.size(segment)):
+            if not self._channel.offer(peer.path, segment, memory.fd(segment), memory.size(segment)):
                 return None
             peer.offered.add(segment)
         return location
@@ -102,7 +105,7 @@ class Exchange:
         if (now := self._clock()) < self._look_at:
             return
         self._look_at = now + TIDY_EVERY
-        gone = self.memory.tidy()
+        gone = self.memory.tidy() + ([] if self.kept is None else self.kept.tidy())
         for peer in self._peers.values():
             peer.unsaid += [segment for segment in gone if segment in peer.offered]
             if peer.unsaid and self._channel.withdraw(peer.path, peer.unsaid):
@@ -113,3 +116,5 @@ class Exchange:
         """Give everything back; arrays that are in use stay valid."""
         self._channel.close()
         self.memory.close()
+        if self.kept is not None:
+            self.kept.close()

@@ -7,6 +7,7 @@ most likely to be in a cache (Wilson et al., Dynamic Storage Allocation, IWMM'95
 from __future__ import annotations
 
 import bisect
+from collections.abc import Iterable, Iterator
 
 
 class Extents:
@@ -19,6 +20,23 @@ class Extents:
         self._free: dict[int, tuple[int, int, int]] = {}  # offset -> its entry above
         self._ends: dict[int, int] = {}  # end of a free extent -> its offset
         self._add(0, size, 0)
+
+    @classmethod
+    def around(cls, size: int, taken: Iterable[tuple[int, int]]) -> Extents:
+        """With these extents, (offset, nbytes), taken; they do not overlap."""
+        extents = cls(size)
+        extents._remove(0)
+        at = 0
+        for offset, nbytes in [*sorted(taken), (size, 0)]:
+            assert at <= offset, "two extents overlap"
+            if at < offset:
+                extents._add(at, offset - at, 0)
+            at = offset + nbytes
+        return extents
+
+    def free(self) -> Iterator[tuple[int, int]]:
+        """All that is not taken, as (offset, nbytes)."""
+        return ((offset, nbytes) for offset, (nbytes, _, _) in self._free.items())
 
     @property
     def empty(self) -> bool:
