@@ -18,7 +18,7 @@ from .kv_server import KVMeta, KVServer
 from .kv_worker import KVWorker
 from .memory import Memory
 from .postoffice import Postoffice
-from .postoffice.core import PeerAway, PeerBack
+from .postoffice.actions import PeerAway, PeerBack
 from .postoffice.placement import Balancer
 from .simple_app import SimpleApp, SimpleData
 from .wire import Flag

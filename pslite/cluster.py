@@ -78,6 +78,10 @@ class InprocCluster:
 
     def replace(self, office: Postoffice) -> Postoffice:
         """Another process in place of one that may live on, as when it was taken for dead by mistake."""
+        if office.role == "scheduler":
+            self._before.append(office)
+            self.scheduler = self._office("scheduler", 0, office.config.restarts + 1)
+            return self.scheduler
         known = self.servers if office.role == "server" else self.workers
         rank = known.index(office)
         self._before.append(office)

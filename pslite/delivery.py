@@ -281,9 +281,19 @@ class Delivery:
     def suspend(self, node: int, incarnation: int) -> None:
         """A node died, and another process will take its place: what is for it waits."""
         self.forget(incarnation)
+        self.pause(node)
+
+    def pause(self, node: int) -> None:
+        """Let what is for a node wait, and ask it nothing."""
         outbox = self._outboxes.get(node)
         if outbox is not None:
             outbox.away, outbox.probe_at = True, None
+
+    def unpause(self, now: float, node: int) -> list[Send]:
+        """It is the same process still: what waits may leave, and something may have been lost."""
+        outbox = self._outboxes[node]
+        outbox.away = False
+        return [*self._release(now, outbox), *self.probe(now, node)]
 
     def resume(self, now: float, node: int, link: Link) -> list[Send]:
         """Another process has taken the place of a node: it gets all that was not answered."""
@@ -401,7 +411,10 @@ class Delivery:
     def probe(self, now: float, node: int) -> list[Send]:
         """Ask a node now which of our requests it has: at its deadline, or after its connection came back."""
         outbox = self._outboxes.get(node)
-        if outbox is None or outbox.away or not outbox.pending:
+        if outbox is None or not outbox.pending:
+            return []
+        if outbox.away:
+            outbox.probe_at = None
             return []
         outbox.probes += 1
         outbox.probe_at = now + min(self._resend_timeout * 2 ** min(outbox.probes, 10), MAX_PROBE_INTERVAL)

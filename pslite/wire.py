@@ -57,6 +57,7 @@ class Kind(enum.IntEnum):
     BEAT = 5  # one way: shows that the connection carries
     CREDIT = 6  # one way: your requests below ``floor`` are taken in, more may follow
     ACK = 7  # one way: says early which replies came, more may follow
+    HELLO = 8  # one way: what a member knows, to a scheduler that may be another one; its answer: the table of members
 
 
 class Op(enum.IntEnum):

@@ -37,19 +37,26 @@ class Barriers:
     def __init__(self) -> None:
         self._waiting: dict[tuple[int, int], _Barrier] = {}
         self._passed: dict[tuple[int, int, int], int] = {}  # the last number, by group, customer and node
+        self._opened: dict[tuple[int, int], int] = {}  # how many were opened: the last one's serial
+        self._owed: set[tuple[int, int, int]] = set()  # who was let pass the last one, and did not hear of it
 
     def enter(self, request: Message, group: int, members: Iterable[int], number: int = 0) -> list[Answer]:
         """A node arrived; answers everybody once all members of the group have. Arriving twice counts once.
 
         ``number``: grows with each barrier of a node, from 1. A node that was restarted comes to those it has passed.
+        The answer is ``[serial, number]``: of the last barrier that this node has passed.
         """
         key = (group, request.customer)
-        if 0 < number <= self._passed.get((*key, request.sender), 0):
-            return [Answer(request)]
+        passed = self._passed.get((*key, request.sender), 0)
+        if 0 < number <= passed:
+            return [Answer(request, [self._opened.get(key, 0), passed])]
+        if (*key, request.sender) in self._owed:
+            self._owed.discard((*key, request.sender))
+            return [self._pass(key, request, number)]
         barrier = self._waiting.setdefault(key, _Barrier(frozenset(members)))
         again = barrier.arrived.get(request.sender)
         barrier.arrived[request.sender], barrier.numbers[request.sender] = request, number
-        answers = [Answer(again)] if again is not None else []  # it stopped waiting for that one
+        answers = [Answer(again, [0, 0])] if again is not None else []  # it stopped waiting for that one
         return answers + self._open(key)
 
     def _open(self, key: tuple[int, int]) -> list[Answer]:
@@ -58,8 +65,28 @@ class Barriers:
         if barrier.missing:
             return []
         del self._waiting[key]
-        self._passed.update(((*key, node), barrier.numbers[node]) for node in barrier.arrived)
-        return [Answer(r) for r in barrier.arrived.values()]
+        self._opened[key] = self._opened.get(key, 0) + 1
+        return [self._pass(key, r, barrier.numbers[node]) for node, r in barrier.arrived.items()]
+
+    def _pass(self, key: tuple[int, int], request: Message, number: int) -> Answer:
+        self._passed.update({(*key, request.sender): number})
+        return Answer(request, [self._opened[key], number])
+
+    def restore(self, passed: dict[int, dict[tuple[int, int], tuple[int, int]]], nodes: Iterable[int]) -> None:
+        """What nodes have passed, by (group, customer): serial and number.
+
+        Who says nothing of a barrier that others have passed was there, with their number: else it had not opened.
+        """
+        keys = {key for each in passed.values() for key in each}
+        for key in keys:
+            serial = max(each[key][0] for each in passed.values() if key in each)
+            number = max(each[key][1] for each in passed.values() if key in each and each[key][0] == serial)
+            self._opened[key] = serial
+            for node in nodes:
+                own = passed.get(node, {}).get(key)
+                self._passed.update({(*key, node): number if own is None else own[1]})
+                if own is not None and own[0] < serial:
+                    self._owed.add((*key, node))
 
     def on_away(self, node: int) -> None:
         """A node died, and will come again."""

@@ -15,102 +15,17 @@ from pslite.errors import AuthError, JoinError, PeerError, PeerLost, ProtocolErr
 from pslite.van.base import LinkDown, LinkRefused, LinkUp, Received, Rejected, VanEvent
 from pslite.wire import Flag, Kind, Link, Message, Op
 
+from .actions import Action, Connect, Deliver, Forget, Log, PeerAway, PeerBack, PeerEnded, Refuse
 from .membership import LOST_AFTER, Hint, Member
 from .permissions import permitted
+from .recovery import HELLO_EVERY, Hello, Recollection, Search
+from .roster import Peer, peer_error
 from .scheduler import Scheduler
 from .strikes import Strikes
 
 LOOPBACK: Link = 0  # the link of a process to itself
 FOR_EVER = float("inf")
 MAX_EARLY = 1024  # requests kept while the welcome is on its way
-
-
-@dataclass(slots=True)
-class Connect:
-    """Make a connection to a node at one of these addresses."""
-
-    node: int
-    addresses: list[str]
-
-
-@dataclass(slots=True)
-class Deliver:
-    """Hand a request to the application."""
-
-    message: Message
-
-
-@dataclass(slots=True)
-class PeerEnded:
-    """Tell the application that a node finished, failed or was lost; ``error`` says which."""
-
-    node: int
-    error: PeerError
-
-
-@dataclass(slots=True)
-class PeerAway:
-    """Tell the application that a node died, and that its successor is awaited."""
-
-    node: int
-    error: PeerError
-
-
-@dataclass(slots=True)
-class PeerBack:
-    """Tell the application that a node is there again, as another process."""
-
-    node: int
-
-
-@dataclass(slots=True)
-class Forget:
-    """Nothing will come any more from the process with this incarnation."""
-
-    incarnation: int
-
-
-@dataclass(slots=True)
-class Refuse:
-    """Take nothing more from this link."""
-
-    link: Link
-
-
-@dataclass(slots=True)
-class Log:
-    """Write a line to the log."""
-
-    level: str
-    text: str
-
-
-Action = Send | Connect | Deliver | PeerEnded | PeerAway | PeerBack | Forget | Refuse | Log
-Handler = Callable[[float, Message], list[Action]]
-
-
-@dataclass(slots=True)
-class Peer:
-    """A line of the roster."""
-
-    node: int
-    incarnation: int
-    addresses: list[str]
-    host: str
-    pid: int
-    ended: PeerError | None = None
-    away: bool = False  # it died, and its successor is awaited
-
-    @property
-    def state(self) -> str:
-        """For users: up, away, finished or lost."""
-        if self.ended is not None:
-            return "finished" if isinstance(self.ended, WorkerFinished) else "lost"
-        return "away" if self.away else "up"
-
-    @property
-    def name(self) -> str:
-        return ids.name_of(self.node) + (f" (pid {self.pid} on {self.host})" if self.pid else "")
 
 
 @dataclass
@@ -133,7 +48,10 @@ class Core:
     again: bool = False  # this process took the place of one that died
     policy: str = "raise"  # what becomes of the others when a worker dies
     epoch: int = 0  # of the table of members, as the scheduler told it last
-    returns: bool = False  # servers that die come again: a broken connection is the scheduler's to judge
+    returns: bool = False  # who dies comes again: a broken connection is the scheduler's to judge, or may be its death
+    patience: float | None = None  # seconds that another scheduler is awaited
+    recollection: Recollection = field(default_factory=Recollection)  # for a scheduler that takes another one's place
+    _search: Search | None = None  # while the scheduler is not there
     _acknowledged: list[tuple[int, int, int]] = field(default_factory=list)  # successors that nodes have heard of
     strikes: Strikes = field(default_factory=Strikes)  # of those who send what is no message of ours
     _early: list[tuple[Link, Message]] = field(default_factory=list)  # requests that came before the welcome
@@ -171,7 +89,7 @@ class Core:
             self._fill_roster(body["workers"], body["servers"], [scheduler, *body["roster"]])
             self.policy, self.again, self.epoch = body["policy"], body.get("again", False), body.get("epoch", 0)
             for node, error in body.get("gone", {}).items():
-                self.roster[node].ended = _peer_error(node, error)
+                self.roster[node].ended = peer_error(node, error)
             for node in body.get("away", ()):
                 self._suspend(node)
         except (LookupError, TypeError) as problem:
@@ -216,13 +134,17 @@ class Core:
         if isinstance(event, LinkRefused):
             return self._on_link_refused(event.link, event.reason)
         if isinstance(event, LinkUp):
+            again = event.link in self._known_links
             self._known_links.add(event.link)
-            if self._down_since.pop(event.link, None) is not None:
-                return list(self.delivery.probe(now, event.link))
-            return []
+            self._down_since.pop(event.link, None)
+            if again and self._may_change(event.link):
+                return self._greet(now)
+            return list(self.delivery.probe(now, event.link)) if again else []
         assert isinstance(event, LinkDown)
         if event.link in self._known_links:  # else nobody of this protocol has answered there yet
             self._down_since.setdefault(event.link, now)
+            if self._search is not None and event.link == ids.SCHEDULER:
+                self._search.greet_at = None
         return []
 
     def _on_link_refused(self, node: int, reason: str) -> list[Action]:
@@ -244,12 +166,18 @@ class Core:
             return [] if self.scheduler is None else self._relay(link, message)
         if message.kind == Kind.REQUEST:
             return self._on_request(now, link, message)
+        if message.kind == Kind.HELLO:
+            return self._on_hello(now, link, message)
         known = self.roster.get(message.sender)
         if known is not None and (known.incarnation != message.incarnation or known.away):
+            if self._may_change(message.sender):
+                return self._greet(now) if self._search is None else []
             return self._refuse(now, link, message, "another process has its place")
         if message.kind == Kind.REPLY:
             pending, sends = self.delivery.on_reply(now, link, message)
             if pending is not None:
+                if message.sender == ids.SCHEDULER and self.returns and not message.flags & Flag.ERROR:
+                    self.recollection.answered(pending.message, message)
                 pending.on_reply(message)
             return [*sends, *self._settle(now)]
         if message.kind in (Kind.PROBE, Kind.ACK) and not self._is_of_its_incarnation(link, message):
@@ -276,7 +204,10 @@ class Core:
             self._early = [*self._early, (link, message)][-MAX_EARLY:]  # what is cut off is asked for by a probe
             return []
         known = self.roster.get(message.sender)
-        if known is None or known.incarnation != message.incarnation:
+        changed = known is None or known.incarnation != message.incarnation
+        if known is not None and (changed or known.away) and self._may_change(known.node):
+            return self._greet(now) if self._search is None else []
+        if known is None or changed:
             if message.op != Op.JOIN:
                 return self._refuse(now, link, message, "this process is not a member of the job")
             if message.seq != 1:  # it would be kept until its predecessors come
@@ -344,7 +275,7 @@ class Core:
         self.epoch += 1
         if kind == "back":
             return actions + self._back(now, Peer(*rest[0]))
-        error = _peer_error(rest[0], rest[1])
+        error = peer_error(rest[0], rest[1])
         return actions + (self._away(rest[0], error) if kind == "away" else self.lose(rest[0], error))
 
     # -- the end of peers ---------------------------------------------------------------------------------------------
@@ -404,14 +335,85 @@ class Core:
             actions += self._run(now, self.scheduler.acknowledged(*self._acknowledged.pop()))
         return actions
 
+    # -- the scheduler's own end --------------------------------------------------------------------------------------
+
     def _lose_scheduler(self, now: float, since: float) -> list[Action]:
         if self.job_over:
             return []  # it has nothing left to say
-        error = PeerLost(node="scheduler", reason=f"no connection for {now - since:.1f} s")
-        self.fatal = self.fatal or error
+        if self.returns and not self.ready:
+            return []  # joining has a deadline of its own
+        if self._may_change(ids.SCHEDULER):
+            self._pause(since)
+            return [Log("info", "the scheduler is gone, and another one is awaited")]
+        return self._give_up(PeerLost(node="scheduler", reason=f"no connection for {now - since:.1f} s"))
+
+    def _give_up(self, error: PSError) -> list[Action]:
+        self.fatal, self._search = self.fatal or error, None
         for pending in self.delivery.fail(ids.SCHEDULER):
             pending.on_reply(error)
         return [Log("info", str(error))]
+
+    def _may_change(self, node: int) -> bool:
+        """Whether a node is the scheduler, and another process may take its place without anybody saying so."""
+        return node == ids.SCHEDULER and self.returns and self.ready and self.scheduler is None and self.fatal is None
+
+    def _pause(self, since: float) -> None:
+        """From now on nothing goes to the scheduler, and what comes from it does not count: it will come again."""
+        self._search = self._search or Search(since)
+        self.roster[ids.SCHEDULER].away = True
+        self.delivery.pause(ids.SCHEDULER)
+
+    def _greet(self, now: float) -> list[Action]:
+        """Say HELLO to the scheduler, be it another one or not."""
+        if not self._may_change(ids.SCHEDULER):
+            return []
+        self._pause(now)
+        assert self._search is not None
+        self._search.greet_at = now + HELLO_EVERY
+        hello = Message(Kind.HELLO, self.delivery.job, self.node, ids.SCHEDULER, self.delivery.incarnation)
+        hello.body = self.recollection.hello(self.roster.values(), self.policy, self.epoch)
+        hello.body["scheduler"] = self.roster[ids.SCHEDULER].incarnation
+        return [Send(ids.SCHEDULER, hello)]
+
+    def _on_hello(self, now: float, link: Link, message: Message) -> list[Action]:
+        if self.scheduler is not None:
+            if message.body["scheduler"] != self.delivery.incarnation:
+                self.delivery.forget(message.incarnation)  # it numbers its requests afresh when it has the answer
+            return self._run(now, self.scheduler.on_hello(link, message, now))
+        if self._search is None or message.sender != ids.SCHEDULER:
+            return []
+        if message.flags & Flag.ERROR:
+            return self._give_up(PSError.from_wire(message.body))
+        self._search = None
+        self._down_since.pop(ids.SCHEDULER, None)
+        scheduler = self.roster[ids.SCHEDULER]
+        if scheduler.incarnation == message.incarnation:
+            scheduler.away = False
+            return list(self.delivery.unpause(now, ids.SCHEDULER))
+        return self._follow(now, scheduler.incarnation, message)
+
+    def _follow(self, now: float, before: int, welcome: Message) -> list[Action]:
+        """Another scheduler has made its table: take over what differs, and let it have what is for it."""
+        body = welcome.body
+        self.delivery.forget(before)
+        self.roster[ids.SCHEDULER] = Peer(ids.SCHEDULER, welcome.incarnation, [], "", 0)
+        self.policy, self.epoch = body["policy"], body["epoch"]
+        actions: list[Action] = [Log("info", "another scheduler has taken the place of the one that died")]
+        actions += self.delivery.resume(now, ids.SCHEDULER, ids.SCHEDULER)
+        for entry in body["roster"]:
+            actions += self._back(now, Peer(*entry))
+        for node in body["away"]:
+            actions += self._away(node, PeerLost(node=self.roster[node].name, reason="it died"))
+        for node, error in body["gone"].items():
+            actions += self.lose(node, peer_error(node, error))
+        if self.role == "worker":
+            for batch in self.recollection.batches():
+                message = Message(Kind.REQUEST, op=Op.PUBLISH, body=batch)
+                actions += self.request(now, ids.SCHEDULER, message, lambda _: None)[1]
+        for node in self.roster:
+            if self.delivery.link_to(node) == ids.SCHEDULER:  # what it relays may have been lost with it
+                actions += self.delivery.probe(now, node)
+        return actions
 
     # -- requests -----------------------------------------------------------------------------------------------------
 
@@ -456,9 +458,17 @@ class Core:
             elif not self.returns:
                 reason = f"its connection broke {now - since:.1f} s ago and did not come back"
                 actions += self.lose(node, PeerLost(node=self.roster[node].name, reason=reason))
+        if self._search is not None:
+            actions += self._look_for_scheduler(now, self._search)
         if self.scheduler is not None:
             actions += self._run(now, self.scheduler.on_timer(now))
         return actions + self._settle(now)
+
+    def _look_for_scheduler(self, now: float, search: Search) -> list[Action]:
+        if self.patience is not None and now - search.since >= self.patience:
+            waited = f"no connection for {now - search.since:.1f} s, and no other one was started"
+            return self._give_up(PeerLost(node="scheduler", reason=waited))
+        return self._greet(now) if search.greet_at is not None and now >= search.greet_at else []
 
     def next_timer(self) -> float:
         """When ``on_timer`` is due."""
@@ -466,6 +476,9 @@ class Core:
         due = FOR_EVER if probe is None else probe
         if self._down_since:
             due = min(due, min(self._down_since.values()) + LOST_AFTER)
+        if self._search is not None:
+            until = FOR_EVER if self.patience is None else self._search.since + self.patience
+            due = min(due, until, FOR_EVER if self._search.greet_at is None else self._search.greet_at)
         return due if self.scheduler is None else min(due, self.scheduler.next_timer())
 
     # -- the scheduler's part -----------------------------------------------------------------------------------------
@@ -491,6 +504,7 @@ class Core:
         if step.complete:
             assert self.scheduler is not None
             self.scheduler_ready()
+        actions += self._welcome(step.hellos)
         for answer in step.answers:
             actions += self.answer(answer.request, answer.body, answer.error)
             if answer.request.op == Op.JOIN and not self._is_member(answer.request):
@@ -510,6 +524,21 @@ class Core:
             self.fatal = self.fatal or step.failure
         if step.over is not None:
             self.job_over, self.job_clean = True, step.over
+        for link, request in step.joins:
+            assert self.scheduler is not None
+            actions += self._run(now, self.scheduler.on_request(link, request, now))
+        return actions
+
+    def _welcome(self, hellos: Sequence[tuple[Hello, Any]]) -> list[Action]:
+        """Answer HELLOs, with the table or an error."""
+        actions: list[Action] = []
+        for hello, body in hellos:
+            failed = isinstance(body, PSError)
+            answer = Message(Kind.HELLO, self.delivery.job, ids.SCHEDULER, hello.node, self.delivery.incarnation)
+            answer.body, answer.flags = body.to_wire() if failed else body, Flag.ERROR if failed else 0
+            if not failed:
+                self.delivery.open(hello.node, hello.link)
+            actions.append(Send(hello.link, answer))
         return actions
 
     def _announce(self, now: float, member: Member) -> list[Action]:
@@ -531,7 +560,7 @@ class Core:
         return any(member.incarnation == request.incarnation for member in self.scheduler.membership.members)
 
     def _beats(self, links: Sequence[Link]) -> list[Action]:
-        beat = Message(Kind.BEAT, job=self.delivery.job, sender=ids.SCHEDULER)
+        beat = Message(Kind.BEAT, self.delivery.job, ids.SCHEDULER, incarnation=self.delivery.incarnation)
         return [Send(link, beat) for link in links]
 
     def scheduler_ready(self) -> None:
@@ -544,12 +573,11 @@ class Core:
         own = [ids.SCHEDULER, self.delivery.incarnation, [], "", 0]
         counts, self.policy = membership.wanted, membership.policy.workers
         self._fill_roster(counts["worker"], counts["server"], [own, *(m.entry() for m in membership.members)])
-
-
-def _peer_error(node: int, wire: Any) -> PeerError:
-    """Why a node ended, as the scheduler tells it."""
-    error = PSError.from_wire(wire)
-    return error if isinstance(error, PeerError) else PeerLost(node=str(node), reason=str(error))
+        for member in membership.members:
+            if not member.expected:
+                self.roster[member.node].ended = member.error
+            elif not member.here:
+                self._suspend(member.node)
 
 
 def error_of(reply: Message | PSError) -> PSError | None:

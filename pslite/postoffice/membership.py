@@ -80,7 +80,8 @@ class Member:
     beat_failed: bool = False  # the last beat to it found no connection
     disconnected: bool = False  # it has left, and closed its connection
     error: PeerError | None = None  # why it will not contribute any more, or is away
-    restarts: int = 0  # how often the launcher had started it again
+    restarts: int = 0  # how often the launcher had started it again, or at least how many had its place before
+    again: bool = False  # it took the place of one that died
     away_since: float = 0.0
     untold: set[int] = field(default_factory=set)  # nodes that have not acknowledged its return
 
@@ -112,7 +113,7 @@ class Member:
 
     def entry(self) -> list[Any]:
         """Its line in the roster that every member gets."""
-        return [self.node, self.incarnation, self.addresses, self.host, self.pid]
+        return [self.node, self.incarnation, self.addresses, self.host, self.pid, self.restarts]
 
 
 @dataclass(slots=True)
@@ -187,6 +188,11 @@ class Membership:
         role, wish, addresses, host, pid, restarts, on_worker_lost = request.body
         new = Member(role, request.incarnation, addresses, host, pid, link, request, wish, restarts=restarts)
         new.away_since = now
+        known = next((m for m in self.members if m.incarnation == new.incarnation and m.here), None)
+        if self.complete and known is not None:  # it is of the table that others knew, but was not welcomed itself
+            known.link, known.join, known.state = link, request, State.RETURNING
+            known.again = known.restarts > 0 and self.epoch > 1
+            return self._tell(known)
         count = self.wanted[role]
         if wish is not None and not 0 <= wish < count:
             what = f"rank {wish!r} is not among the {count} {role}s of this job"
@@ -214,13 +220,28 @@ class Membership:
         self.complete = True
         if self._asked:
             self.policy = replace(self.policy, workers=self._asked)
-        roster = [m.entry() for m in self.members]
-        return Outcome([Answer(m.join, self._welcome(m, roster)) for m in self.members], complete=True)
+        table = self.table()
+        return Outcome([Answer(m.join, self._welcome(m, table)) for m in self.members], complete=True)
 
-    def _welcome(self, member: Member, roster: list[Any]) -> dict[str, Any]:
+    def _welcome(self, member: Member, table: dict[str, Any]) -> dict[str, Any]:
         counts = {"workers": self.wanted["worker"], "servers": self.wanted["server"]}
-        return {"node": member.node, "job": self.job, "roster": roster, "policy": self.policy.workers,
-                "epoch": self.epoch, **counts}  # fmt: skip
+        return {"node": member.node, "job": self.job, "again": member.again, **table, **counts}
+
+    def table(self) -> dict[str, Any]:
+        """What every member may know of all others."""
+        return {
+            "roster": [m.entry() for m in self.members],
+            "gone": {m.node: m.error.to_wire() for m in self.members if m.error is not None and not m.expected},
+            "away": [m.node for m in self.away()],
+            "policy": self.policy.workers,
+            "epoch": self.epoch,
+        }
+
+    def restore(self, members: list[Member], policy: str | None, epoch: int, now: float) -> None:
+        """Go on with the members of a scheduler that died."""
+        self.members, self.complete, self.epoch, self._judged_at = members, True, epoch + 1, now
+        if policy is not None:
+            self.policy = replace(self.policy, workers=policy)
 
     # -- coming again -------------------------------------------------------------------------------------------------
 
@@ -236,10 +257,15 @@ class Membership:
             if new.restarts > before.restarts:
                 return self.lose(before, "the launcher started it again", now)
             return Outcome()
-        new.rank, new.state, new.error = before.rank, State.RETURNING, None
+        new.rank, new.state, new.error, new.again = before.rank, State.RETURNING, None, True
+        new.restarts = max(new.restarts, before.restarts + 1)
         self.members[self.members.index(before)] = new
-        new.untold = {m.node for m in self.members if m.here and m is not new}
         self.epoch += 1
+        return self._tell(new)
+
+    def _tell(self, new: Member) -> Outcome:
+        """Let all others know of a process before it is welcome."""
+        new.untold = {m.node for m in self.members if m.here and m is not new}
         return Outcome([] if new.untold else self._admit(new), back=[new])
 
     def acknowledged(self, node: int, incarnation: int, by: int) -> list[Answer]:
@@ -252,10 +278,7 @@ class Membership:
 
     def _admit(self, member: Member) -> list[Answer]:
         member.state = State.UP
-        welcome = self._welcome(member, [m.entry() for m in self.members])
-        gone = {m.node: m.error.to_wire() for m in self.members if m.error is not None and not m.expected}
-        away = [m.node for m in self.away()]
-        return [Answer(member.join, {**welcome, "again": True, "gone": gone, "away": away})]
+        return [Answer(member.join, self._welcome(member, self.table()))]
 
     def _answer_knocks(self, now: float) -> Outcome:
         """Let those in whose predecessors are found dead; refuse those whose predecessors live."""

@@ -34,9 +34,11 @@ from pslite.van.shared import Keeper, KeptArena
 from pslite.wire import Kind, Message, Op
 
 from . import addresses
-from .core import Core, PeerAway, PeerBack, error_of
+from .actions import PeerAway, PeerBack
+from .core import Core, error_of
 from .membership import Membership, Policy
 from .placement import key_ranges
+from .recovery import Recovery, routing_id
 from .scheduler import Scheduler
 from .shell import Shell
 from .supervised import Supervised
@@ -81,9 +83,9 @@ class Postoffice:
         self._rng = rng or Random(int.from_bytes(os.urandom(16), "big"))
         self._clock = clock
         incarnation = self._rng.getrandbits(63)
-        self._identity = f"{config.job}/{config.role}/{incarnation:016x}"
+        self._identity = routing_id(config.job, config.role, incarnation)
         delivery = Delivery(incarnation, config.resend_timeout, lambda *sent: self._shell.van.weigh(*sent))
-        self._core = Core(config.role, delivery, returns=config.max_restarts > 0)
+        self._core = Core(config.role, delivery, returns=config.max_restarts > 0, patience=config.start_timeout)
         self._shell = Shell(
             self._core,
             van or addresses.open_van(config, self._identity, clock, keys),
@@ -246,13 +248,15 @@ class Postoffice:
         deadline = None if config.start_timeout is None else now + config.start_timeout
         policy = Policy("wait" if config.max_restarts else "raise", config.policy, config.start_timeout)
         membership = Membership(config.num_workers, config.num_servers, delivery.job, deadline, now, policy)
-        self._core.scheduler = Scheduler(membership)
+        recovery = Recovery(delivery.job, membership.wanted, now, config.restarts > 0) if config.max_restarts else None
+        self._core.scheduler = Scheduler(membership, recovery)
         [root] = addresses.to_listen(config, self._identity)
         self._shell.van.bind(root, config.root_fd)
         self._shell.start()
 
     def _await_members(self) -> None:
         assert self._core.scheduler is not None
+        self._look_at_processes()
         while not self._shell.wait_until(lambda: self._core.ready, self._clock() + 0.5):
             log.info("waiting for %s", ", ".join(self._core.scheduler.membership.missing()))
             self._look_at_processes()

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pslite import ids
-from pslite.errors import PeerError, PeerLost, ProtocolError, PSError, WorkerDropped, WorkerFinished
+from pslite.errors import JoinError, PeerError, PeerLost, ProtocolError, PSError, WorkerDropped, WorkerFinished
 from pslite.wire import Link, Message, Op
 
 from .barrier import Answer, Barriers
 from .directory import Directory
 from .membership import Hint, Member, Membership, Outcome
+from .recovery import Hello, Recovery
 
 
 @dataclass(slots=True)
@@ -26,6 +27,8 @@ class Step:
     back: list[Member] = field(default_factory=list)  # their successors: all in ``untold`` must be told
     beats: list[Link] = field(default_factory=list)
     complete: bool = False
+    hellos: list[tuple[Hello, Any]] = field(default_factory=list)  # and the answers to them: the table, or an error
+    joins: list[tuple[Link, Message]] = field(default_factory=list)  # to be served now that there is a table
     failure: PSError | None = None
     over: bool | None = None  # all workers are gone; whether none of them failed
 
@@ -33,8 +36,10 @@ class Step:
 class Scheduler:
     """The services of one job."""
 
-    def __init__(self, membership: Membership) -> None:
+    def __init__(self, membership: Membership, recovery: Recovery | None = None) -> None:
         self.membership = membership
+        self._recovery = recovery  # None: a scheduler's death is the end of its job
+        self._unheard: set[int] = set()  # workers that have not told yet all they know of the directory
         self._barriers = Barriers()
         self._directory = Directory()
         self._over = False
@@ -42,7 +47,10 @@ class Scheduler:
     def on_request(self, link: Link, request: Message, now: float = 0.0) -> Step:
         """Serve one request; the answer may come with a later step."""
         if request.op == Op.JOIN:
-            return self._carry(self.membership.join(link, request, now))
+            if self._recovery is None or self._recovery.began is None or self.membership.complete:
+                return self._carry(self.membership.join(link, request, now))
+            self._recovery.joins.append((link, request))
+            return self._recover(self._recovery, now)
         if not _is_well_formed(request):
             return Step([Answer(request, error=ProtocolError(f"the body of operation {request.op} is malformed"))])
         member = self.membership.find(request.sender)
@@ -51,6 +59,8 @@ class Scheduler:
         if request.op == Op.BARRIER:
             return Step(self._barrier(request))
         if request.op == Op.PUBLISH:
+            if not request.body:
+                return Step([Answer(request), *self._heard(request.sender)])
             return Step(self._directory.publish(request, request.body, ids.rank_of(request.sender)))
         if request.op == Op.LOOKUP:
             return Step(self._lookup(request))
@@ -66,16 +76,64 @@ class Scheduler:
         return self._barriers.enter(request, group, members, number)
 
     def _lookup(self, request: Message) -> list[Answer]:
-        answers = self._directory.lookup(request, request.body)
+        return self._directory.lookup(request, request.body) or self._fail_lookups()
+
+    def _fail_lookups(self) -> list[Answer]:
+        """Nobody will publish what is looked for if worker 0 is gone, and all others have told what they know."""
         publisher = self.membership.find(ids.worker_id(0))
-        if not answers and publisher is not None and not publisher.expected:
-            return self._directory.fail(_at("the init of this key", publisher))
-        return answers
+        if self._unheard or publisher is None or publisher.expected:
+            return []
+        return self._directory.fail(_at("the init of this key", publisher))
+
+    def _heard(self, node: int) -> list[Answer]:
+        self._unheard.discard(node)
+        return self._fail_lookups()
+
+    # -- in place of a scheduler that died ----------------------------------------------------------------------------
+
+    def on_hello(self, link: Link, message: Message, now: float) -> Step:
+        """A member's connection to its scheduler broke, and it found this one."""
+        hello = Hello.read(link, message)
+        if self.membership.complete:
+            return Step(hellos=[(hello, self._answer(hello))])
+        if self._recovery is None:
+            return Step()
+        if self._recovery.began is None:
+            self._recovery.joins = [(member.link, member.join) for member in self.membership.members]
+            self.membership.members = []
+        self._recovery.add(hello, now)
+        return self._recover(self._recovery, now)
+
+    def _answer(self, hello: Hello) -> Any:
+        """The table for one that is in it, else why it is not."""
+        member = self.membership.find(hello.node)
+        if member is None or member.incarnation != hello.incarnation:
+            return JoinError(node=ids.name_of(hello.node), reason="another process has its place")
+        if not member.here and not isinstance(member.error, WorkerFinished):
+            return JoinError(node=member.name, reason=f"it was taken for dead: {member.error}")
+        member.link = hello.link
+        return self.membership.table()
+
+    def _recover(self, recovery: Recovery, now: float) -> Step:
+        """Make the table when all are accounted for."""
+        if self.membership.complete or not recovery.due(now):
+            return Step()
+        hellos = recovery.hellos
+        self.membership.restore(recovery.members(now), recovery.policy, recovery.epoch, now)
+        nodes = [ids.SCHEDULER, *(member.node for member in self.membership.members)]
+        self._barriers.restore({node: hello.barriers for node, hello in hellos.items()}, nodes)
+        self._unheard = {node for node in hellos if ids.role_of(node) == "worker"}
+        step = self._carry(Outcome(complete=True))
+        step.joins = recovery.joins
+        step.hellos = [(hello, self._answer(hello)) for hello in hellos.values()]
+        return step
 
     def on_timer(self, now: float) -> Step:
         """Judge the members and send the next beats."""
         if now < self.membership.next_timer():
             return Step()
+        if self._recovery is not None and (recovered := self._recover(self._recovery, now)).complete:
+            return recovered
         step = self._carry(self.membership.on_timer(now))
         step.beats = [m.link for m in self.membership.members if m.here]
         return step
@@ -95,6 +153,8 @@ class Scheduler:
 
     def on_hints(self, hints: Sequence[Hint], now: float) -> Step:
         """The launcher's table of processes was read."""
+        if self._recovery is not None and not self.membership.complete and self._recovery.on_hints(hints, now):
+            return self._recover(self._recovery, now)
         return self._carry(self.membership.on_hints(hints, now))
 
     def acknowledged(self, node: int, incarnation: int, by: int) -> Step:
@@ -138,14 +198,14 @@ class Scheduler:
             step.answers += self._barriers.on_dropped(member.node)
         else:
             step.answers += self._barriers.on_gone(member.node, _at("this barrier", member))
-        if member.node == ids.worker_id(0):
-            step.answers += self._directory.fail(_at("the init of this key", member))
+        step.answers += self._heard(member.node)
         step.events += self._tell_all(["ended", member.node, error.to_wire()])
         step.ended.append((member.node, error))
         return step
 
     def _tell_all(self, body: list[Any]) -> list[tuple[int, list[Any]]]:
-        return [(m.node, body) for m in self.membership.members if m.here]
+        about = body[1]  # whose successor may be here already
+        return [(m.node, body) for m in self.membership.members if m.here and m.node != about]
 
 
 def _is_well_formed(request: Message) -> bool:

@@ -21,20 +21,8 @@ from pslite.flow import Arrivals
 from pslite.van.base import Received, Van, VanEvent
 from pslite.wire import Kind, Message
 
-from .core import (
-    FOR_EVER,
-    LOOPBACK,
-    Action,
-    Connect,
-    Core,
-    Deliver,
-    Forget,
-    Log,
-    PeerAway,
-    PeerBack,
-    PeerEnded,
-    Refuse,
-)
+from .actions import Action, Connect, Deliver, Forget, Log, PeerAway, PeerBack, PeerEnded, Refuse
+from .core import FOR_EVER, LOOPBACK, Core
 from .strikes import printable
 
 log = logging.getLogger("pslite")
