@@ -208,6 +208,8 @@ class Core:
         if known is not None and (changed or known.away) and self._may_change(known.node):
             return self._greet(now) if self._search is None else []
         if known is None or changed:
+            if message.op != Op.JOIN and self.returns and not self.ready:
+                return []  # it was for a scheduler that died: its sender will say HELLO, and ask again
             if message.op != Op.JOIN:
                 return self._refuse(now, link, message, "this process is not a member of the job")
             if message.seq != 1:  # it would be kept until its predecessors come

@@ -145,9 +145,10 @@ class Recovery:
 
     def due(self, now: float) -> bool:
         """Whether all are accounted for that may be expected to, or the time for that is over."""
-        if self.began is None:
-            return self._finished and now - self.started >= HELLO_WITHIN
-        return now - self.began >= HELLO_WITHIN or all(self._is_known(*place) for place in self._places())
+        if self.began is None and not self._finished:
+            return False
+        since = self.started if self.began is None else self.began
+        return now - since >= HELLO_WITHIN or all(self._is_known(*place) for place in self._places())
 
     def _places(self) -> Iterator[tuple[str, int]]:
         return ((role, rank) for role, count in self.counts.items() for rank in range(count))
@@ -159,9 +160,10 @@ class Recovery:
         if any(request.body[:2] == [role, rank] for _, request in self.joins):
             return True
         lines = [hello.seen[node] for hello in self.hellos.values() if node in hello.seen]
-        return any(line.ended is not None or line.away for line in lines) or (
-            hint is not None and all(hint.restarts > line.restarts for line in lines)
-        )
+        latest = max((line.restarts for line in lines), default=-1)
+        if hint is not None and lines and hint.restarts > latest:
+            return True  # it is being started again
+        return any(line.ended is not None or (line.away and line.restarts == latest) for line in lines)
 
     def members(self, now: float) -> list[Member]:
         """The table."""
@@ -186,7 +188,7 @@ class Recovery:
         if error is None and hello is None and hint is not None and hint.exit == 0:
             error = WorkerFinished(node=member.name, reason="later rounds")
         member.state, member.error = _state(error), error
-        if error is None and any(line.away for line in lines if line.incarnation == latest.incarnation):
+        if error is None and any(line.away for line in lines if line.restarts == latest.restarts):
             member.state, member.away_since = State.AWAY, now
             member.error = PeerLost(node=member.name, reason="the former scheduler had taken it for dead")
         return member
