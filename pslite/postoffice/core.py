@@ -166,10 +166,10 @@ class Core:
             return [] if self.scheduler is None else self._relay(link, message)
         if message.kind == Kind.REQUEST:
             return self._on_request(now, link, message)
-        if message.kind == Kind.HELLO:
-            return self._on_hello(now, link, message)
         known = self.roster.get(message.sender)
         if known is not None and (known.incarnation != message.incarnation or known.away):
+            if message.kind == Kind.HELLO:
+                return self._on_hello(now, link, message)
             if self._may_change(message.sender):
                 return self._greet(now) if self._search is None else []
             return self._refuse(now, link, message, "another process has its place")
@@ -190,6 +190,8 @@ class Core:
             return list(self.delivery.on_credit(now, link, message))
         if message.kind == Kind.ACK:
             return list(self.delivery.on_ack(link, message))
+        if message.kind == Kind.HELLO:
+            return self._on_hello(now, link, message)
         return []  # a beat
 
     def _is_of_its_incarnation(self, link: Link, message: Message) -> bool:

@@ -386,7 +386,6 @@ def test_a_successor_dies_before_it_has_answered(job: Job) -> None:
     job.workers[1].barrier(WORKER_GROUP)
     waiting.result()
     assert starting.runs
-    job._before[-1].close()
 
 
 def test_with_many_messages_lost(job: Job) -> None:
@@ -455,7 +454,8 @@ def test_it_dies_while_some_wait_at_the_exit(job: Job) -> None:
     for each in [first, second, *over]:
         each.result()
     assert all(office.job_over and office.job_clean for office in [job.scheduler, *job.servers])
-    run_all([office.finalize for office in []] + [lambda s=s: s.finalize(False) for s in job.servers])  # type: ignore[misc]
+    for server in job.servers:
+        server.finalize(do_barrier=False)
 
 
 def test_a_worker_that_has_ended_is_not_awaited(job: Job) -> None:
