@@ -46,18 +46,25 @@ class Barriers:
         ``number``: grows with each barrier of a node, from 1. A node that was restarted comes to those it has passed.
         The answer is ``[serial, number]``: of the last barrier that this node has passed.
         """
+        if (done := self.passed(request, group, number)) is not None:
+            return [done]
         key = (group, request.customer)
-        passed = self._passed.get((*key, request.sender), 0)
-        if 0 < number <= passed:
-            return [Answer(request, [self._opened.get(key, 0), passed])]
-        if (*key, request.sender) in self._owed:
-            self._owed.discard((*key, request.sender))
-            return [self._pass(key, request, number)]
         barrier = self._waiting.setdefault(key, _Barrier(frozenset(members)))
         again = barrier.arrived.get(request.sender)
         barrier.arrived[request.sender], barrier.numbers[request.sender] = request, number
         answers = [Answer(again, [0, 0])] if again is not None else []  # it stopped waiting for that one
         return answers + self._open(key)
+
+    def passed(self, request: Message, group: int, number: int) -> Answer | None:
+        """The answer to a node that comes to a barrier that was opened for it before, whoever has ended since."""
+        key = (group, request.customer)
+        passed = self._passed.get((*key, request.sender), 0)
+        if 0 < number <= passed:
+            return Answer(request, [self._opened.get(key, 0), passed])
+        if (*key, request.sender) in self._owed:
+            self._owed.discard((*key, request.sender))
+            return self._pass(key, request, number)
+        return None
 
     def _open(self, key: tuple[int, int]) -> list[Answer]:
         """Answer everybody at a barrier that all have reached."""

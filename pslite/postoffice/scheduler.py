@@ -68,6 +68,8 @@ class Scheduler:
 
     def _barrier(self, request: Message) -> list[Answer]:
         group, number = request.body
+        if (done := self._barriers.passed(request, group, number)) is not None:
+            return [done]
         members = set(ids.members(group, self.membership.wanted["server"], self.membership.wanted["worker"]))
         for member in [m for m in self.membership.members if not m.expected and m.node in members]:
             if not isinstance(member.error, WorkerDropped):

@@ -209,6 +209,18 @@ def test_a_barrier_that_one_has_passed_and_another_has_not(job: Job, barriers: i
     meet(job)
 
 
+def test_a_barrier_that_was_opened_for_one_who_hears_of_it_when_others_have_left(job: Job) -> None:
+    job.lost = lambda sender, to, message: to == "worker 1" and message.op == Op.BARRIER
+    late = Background(lambda: job.workers[1].barrier(WORKER_GROUP))
+    job.workers[0].barrier(WORKER_GROUP)
+    job.workers[0].leave()
+    wait_until(lambda: job.workers[1].ended(worker_id(0)) is not None)
+    job.kill(job.scheduler)
+    job.lost = lambda *_: False
+    job.next_scheduler()
+    late.result()
+
+
 def test_numbers_of_barriers_that_differ_because_one_gave_up(job: Job) -> None:
     with pytest.raises(BarrierTimeout):
         job.workers[0].barrier(WORKER_GROUP, timeout=0.1)
