@@ -6,6 +6,8 @@ BIN = $(VENV)/bin
 EXTRAS ?= test
 # Processes that run tests beside each other, each whole files. Most tests wait for threads and processes half of their time.
 JOBS ?= 2
+# Simulated jobs of `make soak`.
+SOAK ?= 100000
 # More arguments for pytest, for instance PYTEST_ARGS='-k barrier'.
 PYTEST_ARGS ?=
 
@@ -13,11 +15,12 @@ comma := ,
 # The stamp of a set of extras: made again when the lists of dependencies change.
 stamp = $(VENV)/.installed-$(subst $(comma),+,$(1))
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test soak lint clean
 
 help:
 	@echo 'make demo   train on real images with one process, then with 4 workers and 2 servers'
 	@echo 'make test   run the tests'
+	@echo 'make soak   100,000 simulated jobs under faults; SOAK=N for another number'
 	@echo 'make lint   ruff, mypy, the layers of imports, sleeps in tests'
 	@echo 'make clean  remove .venv and everything that was built'
 
@@ -26,6 +29,9 @@ demo: $(call stamp,examples)
 
 test: $(call stamp,$(EXTRAS))
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+
+soak: $(call stamp,$(EXTRAS))
+	$(BIN)/python -m tests.simulation --count $(SOAK) --jobs $(JOBS)
 
 lint: $(call stamp,lint)
 	$(BIN)/ruff check .

@@ -459,11 +459,14 @@ class Store:
         return self._ended(ticket)
 
     def taken(self, rank: int) -> tuple[list[int], list[int]]:
-        """All keys, and the number of this worker's last push of each that is here; 0 if there was none."""
-        numbers = {wire: entry.taken.get(rank, 0) for wire, entry in self._entries.items()}
+        """All keys, and the number of this worker's last push of each that is in the value; 0 if there was none.
+
+        Those that wait for others are not told: they would be lost with this server.
+        """
+        numbers = {wire: entry.applied.get(rank, 0) for wire, entry in self._entries.items()}
         for bundle in self._bundles.values():
             wires = np.frombuffer(bundle.id, np.uint64).tolist()
-            numbers.update(zip(wires, bundle.each(bundle.taken.get(rank, 0)).tolist(), strict=True))
+            numbers.update(zip(wires, bundle.each(bundle.applied.get(rank, 0)).tolist(), strict=True))
         return list(numbers), [int(number) for number in numbers.values()]
 
     # -- members ------------------------------------------------------------------------------------------------------

@@ -320,7 +320,7 @@ class Core:
     def _back(self, now: float, peer: Peer, link: Link = ids.SCHEDULER) -> list[Action]:
         """Another process has taken the place of a peer, by a link of its own if it is one that we connect to."""
         before = self.roster.get(peer.node)
-        if before is not None and before.incarnation == peer.incarnation:
+        if before is not None and before.incarnation == peer.incarnation and not before.away:
             return []
         actions: list[Action] = []
         if before is not None and not before.away:

@@ -183,6 +183,8 @@ class Scheduler:
             self._barriers.on_away(member.node)
             step.events += self._tell_all(["away", member.node, member.error.to_wire()])
             step.away.append((member.node, member.error))
+        if self._over:  # their predecessors may not have heard it
+            step.events += [(m.node, ["over", self.membership.clean]) for m in outcome.back if m.role == "server"]
         if (
             self.membership.members
             and self.membership.complete

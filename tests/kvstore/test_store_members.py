@@ -9,6 +9,7 @@ import pytest
 
 import kvstore
 from kvstore import rules
+from pslite.dtypes import CODES
 from pslite.errors import ConfigError, ConflictError, PeerLost, WorkerFailed, WorkerFinished, WorkerLeft
 
 from .driving import Driver, answers
@@ -327,3 +328,16 @@ def test_repr_shows_what_is_parked() -> None:
     d.init(w=np.zeros(4, np.float32))
     d.push(0, w=np.zeros(4, np.float32))
     assert repr(d.store) == "<Store keys=1 bytes=16 parked=1 sync assign>"
+
+
+def test_a_worker_that_comes_again_hears_of_what_was_applied() -> None:
+    """What waits in the queues would be lost with this server, if that died next."""
+    d = Driver(2)
+    d.init(a=np.zeros(2, np.float32))
+    one = [(np.ones(2, np.float32), CODES["float32"])]
+    for number in (1, 2, 3):
+        d.store.request(number, 0, [0], one, numbers=[number])
+    d.store.request("other", 1, [0], one, numbers=[1])
+    assert d.store.taken(0) == ([0], [1])
+    assert d.store.taken(1) == ([0], [1])
+    assert d.store.request("again", 0, [0], one, numbers=[3]) == [], "it is there, and is answered in its turn"

@@ -17,7 +17,7 @@ from pslite.errors import (
     WorkerFinished,
     WorkerLeft,
 )
-from pslite.postoffice.membership import BEAT_INTERVAL, LOST_AFTER, Hint, Member, Membership, Outcome, State
+from pslite.postoffice.membership import BEAT_INTERVAL, LOST_AFTER, Hint, Member, Membership, Outcome, Policy, State
 from pslite.postoffice.scheduler import Scheduler, Step
 from pslite.wire import Kind, Message, Op
 
@@ -277,6 +277,31 @@ def test_a_barrier_breaks_when_a_member_leaves_and_all_hear_of_it() -> None:
     assert sorted(type(a.error).__name__ for a in step.answers) == ["NoneType", "WorkerFailed"]
     assert sorted(node for node, _ in step.events) == [8, 9, 13]
     assert [body[:2] for _, body in step.events] == [["ended", 11]] * 3
+
+
+def test_a_barrier_that_a_worker_had_passed_is_passed_again_though_others_have_left() -> None:
+    """It was restarted, and comes to all barriers anew."""
+    services = Services()
+    services.ask(9, Op.BARRIER, [4, 1])
+    services.ask(11, Op.BARRIER, [4, 1])
+    services.ask(11, Op.LEAVE, ["finished", "", False])
+    [answer] = services.ask(9, Op.BARRIER, [4, 1]).answers
+    assert answer.error is None
+    [answer] = services.ask(9, Op.BARRIER, [4, 2]).answers
+    assert isinstance(answer.error, WorkerFinished)
+
+
+def test_a_server_that_comes_again_after_the_end_hears_of_the_end() -> None:
+    services = Services()
+    membership = services.job.membership
+    membership.policy = Policy("wait", "wait")
+    services.ask(9, Op.LEAVE, ["finished", "", False])
+    assert services.ask(11, Op.LEAVE, ["finished", "", False]).over is True
+    membership.lose(services.job.member(8), "killed", 1.0)
+    body = ["server", 0, ["tcp://h:9"], "host", 5, 1, ""]
+    join = Message(Kind.REQUEST, op=Op.JOIN, incarnation=99, seq=1, body=body)
+    step = services.scheduler.on_request(b"new", join, 2.0)
+    assert (8, ["over", True]) in step.events
 
 
 def test_look_ups_fail_when_worker_0_is_gone() -> None:

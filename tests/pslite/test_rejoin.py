@@ -19,8 +19,12 @@ from pslite import (
     server_id,
     worker_id,
 )
-from pslite.errors import JoinError, PSError
+from pslite.delivery import Delivery
+from pslite.errors import JoinError, PeerLost, PSError
+from pslite.postoffice.core import Core, Deliver
+from pslite.van.base import Received
 from pslite.van.inproc import InprocVan
+from pslite.wire import Kind, Message, Op
 from tests.harness import wait_until
 
 KEYS = np.array([1, 2**63 + 1], np.uint64)
@@ -141,3 +145,24 @@ def test_others_go_on_without_a_worker_that_is_dropped() -> None:
         first.join(10)
         assert not first.is_alive()
         assert cluster.workers[0].ended(worker_id(1)) is not None
+
+
+def test_what_a_successor_hears_of_the_dead_does_not_harm_the_living() -> None:
+    """Events that came before its welcome are older than the roster in that."""
+    core, now = Core("server", Delivery(77, 1.0), returns=True), 0.0
+    core.join(now, 0, ["address"], "host", 1, 1)
+
+    def hears(kind: Kind, seq: int, op: Op, body: object) -> None:
+        message = Message(kind, "job", 1, 0 if kind == Kind.REPLY else 8, 5, seq, 1, op=op, body=body)
+        core.on_event(now, Received(1, message))
+
+    worker, lost = [9, 33, [], "host", 3], PeerLost(node="it", reason="killed").to_wire()
+    for seq, event in enumerate((["away", 8, lost], ["away", 9, lost], ["back", worker]), 1):
+        hears(Kind.REQUEST, seq, Op.EVENT, event)
+    roster = [[8, 77, ["address"], "host", 1], worker]
+    welcome = {"node": 8, "job": "job", "workers": 1, "servers": 1, "roster": roster, "policy": "wait", "again": True}
+    hears(Kind.REPLY, 1, Op.JOIN, welcome)
+    assert core.ready
+    assert not any(peer.away for peer in core.roster.values())
+    push = Message(Kind.REQUEST, "job", 9, 8, 33, 1, 1, op=Op.DATA)
+    assert [type(action) for action in core.on_event(now, Received(b"9", push))] == [Deliver]

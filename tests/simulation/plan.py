@@ -1,0 +1,110 @@
+"""What happens in a schedule: the job, the network and the faults, all drawn from the seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+
+FAULTS = ("crash", "crash", "crash", "pause", "break", "cut", "slow", "clock")
+POINTS = ("event", "send", "commit", "committed")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """``point``, ``count``: where a process dies; ``seconds``: how long it stops, is slow or cut off."""
+
+    at: float  # seconds after all have joined
+    kind: str
+    role: str
+    rank: int
+    point: str = ""
+    count: int = 0
+    seconds: float = 0.0
+    other: tuple[str, int] = ("scheduler", 0)  # from which it is cut off
+    one_way: int = 0  # 1: from it, 2: to it
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A schedule. The defaults are a calm one."""
+
+    seed: int = 0
+    sync: bool = True
+    workers: int = 3
+    servers: int = 2
+    keys: int = 2  # on each server
+    steps: int = 20
+    pushes: int = 1  # of each key in a step
+    ahead: int = 1  # steps whose pushes may be unanswered
+    style: str = "bundle"  # or 'list', 'single'
+    backwards: tuple[int, ...] = ()  # ranks that push their keys in the opposite order
+    pull_every: int = 1  # steps, if pulls are not in the same requests
+    both: bool = False  # pushpull, or push and pull
+    think: float = 0.05  # seconds of a step, at most
+    meet: int = 7  # steps between barriers
+    window: int = 0  # bytes under way; 0: more than there will be
+    loss: float = 0.0
+    double: float = 0.0
+    delay: float = 0.005
+    in_order: bool = True
+    resend_timeout: float = 0.5
+    asked: str = "wait"  # on_worker_lost
+    lost: int = -1  # the worker that is not started again
+    zombies: bool = False  # workers that are given up are not ended before their successors start
+    faults: list[Fault] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        """Pushes of each key by each worker."""
+        return self.steps * self.pushes
+
+
+def draw(seed: int) -> Plan:
+    """The schedule of a seed."""
+    rng = Random(seed)
+    pick = rng.choice
+    workers, servers = pick((3, 3, 3, 4)), 2
+    lost = rng.randrange(workers) if rng.random() < 0.06 else -1
+    faults = [_fault(rng, workers, servers, lost) for _ in range(pick((2, 2, 3, 4)))]
+    if lost >= 0:
+        faults.append(Fault(rng.uniform(0, 0.8), "crash", "worker", lost, pick(POINTS[:2]), rng.randint(1, 30)))
+    return Plan(
+        seed=seed,
+        sync=rng.random() < 0.6,
+        workers=workers,
+        servers=servers,
+        keys=pick((1, 2, 2, 3)),
+        pushes=pick((1, 1, 1, 2)),
+        ahead=pick((1, 1, 2, 3)),
+        style=pick(("bundle", "bundle", "list", "single")),
+        backwards=tuple(rank for rank in range(workers) if rng.random() < 0.3),
+        pull_every=pick((1, 2, 4)),
+        both=rng.random() < 0.5,
+        think=pick((0.0, 0.02, 0.1)),
+        meet=pick((5, 7, 100)),
+        window=pick((0, 0, 60, 200)),
+        loss=pick((0.0, 0.0, 0.01, 0.05)),
+        double=pick((0.0, 0.0, 0.02, 0.2)),
+        delay=pick((0.0005, 0.005, 0.05)),
+        in_order=rng.random() < 0.6,
+        resend_timeout=pick((0.1, 0.5, 1.0)),
+        lost=lost,
+        zombies=rng.random() < 0.3,
+        faults=sorted(faults, key=lambda fault: fault.at),
+    )
+
+
+def _fault(rng: Random, workers: int, servers: int, lost: int) -> Fault:
+    kind, at = rng.choice(FAULTS), rng.uniform(0, 1.5)
+    everybody = [("server", r) for r in range(servers)] + [("worker", r) for r in range(workers)]
+    role, rank = rng.choice(everybody)
+    if kind == "crash":
+        points = POINTS if role == "server" else POINTS[:2]
+        return Fault(at, kind, role, rank, rng.choice(points), rng.randint(1, 12))
+    seconds = rng.choice((0.1, 0.4, 0.9, 2.0, 4.0))
+    if kind == "pause" and rng.random() < 0.1:
+        role, rank, seconds = "scheduler", 0, min(seconds, 0.9)
+    if kind == "slow":
+        return Fault(at, kind, role, rank, seconds=rng.choice((0.005, 0.03)))
+    other = rng.choice([("scheduler", 0), *(each for each in everybody if each[0] != role)])
+    return Fault(at, kind, role, rank, seconds=seconds, other=other, one_way=rng.randrange(3))
