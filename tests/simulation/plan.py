@@ -63,7 +63,7 @@ def draw(seed: int) -> Plan:
     """The schedule of a seed."""
     rng = Random(seed)
     pick = rng.choice
-    workers, servers = pick((3, 3, 3, 4)), 2
+    workers, servers = pick((3, 3, 3, 3, 3, 4)), 2
     lost = rng.randrange(workers) if rng.random() < 0.06 else -1
     faults = [_fault(rng, workers, servers, lost) for _ in range(pick((2, 2, 3, 4)))]
     if lost >= 0:
@@ -73,18 +73,18 @@ def draw(seed: int) -> Plan:
         sync=rng.random() < 0.6,
         workers=workers,
         servers=servers,
-        keys=pick((1, 2, 2, 3)),
-        pushes=pick((1, 1, 1, 2)),
+        keys=pick((1, 1, 2, 2, 3)),
+        pushes=pick((1, 1, 1, 1, 1, 1, 2)),
         ahead=pick((1, 1, 2, 3)),
-        style=pick(("bundle", "bundle", "list", "single")),
+        style=pick(("bundle", "bundle", "list", "list", "single")),
         backwards=tuple(rank for rank in range(workers) if rng.random() < 0.3),
-        pull_every=pick((1, 2, 4)),
-        both=rng.random() < 0.5,
+        pull_every=pick((1, 3, 5)),
+        both=rng.random() < 0.7,
         think=pick((0.0, 0.02, 0.1)),
         meet=pick((5, 7, 100)),
         window=pick((0, 0, 60, 200)),
         loss=pick((0.0, 0.0, 0.01, 0.05)),
-        double=pick((0.0, 0.0, 0.02, 0.2)),
+        double=pick((0.0, 0.0, 0.02, 0.15)),
         delay=pick((0.0005, 0.005, 0.05)),
         in_order=rng.random() < 0.6,
         resend_timeout=pick((0.1, 0.5, 1.0)),

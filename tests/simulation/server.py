@@ -1,4 +1,4 @@
-"""A server: the real Service and Store. What is kept of a key outlives the process; it changes at once or not at all."""
+"""A server: the real Service and Store. What is kept of a key outlives the process; it changes at once, or never."""
 
 from __future__ import annotations
 

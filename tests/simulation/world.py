@@ -13,6 +13,7 @@ from zlib import crc32
 from pslite.wire import Flag, Kind, Message, Op
 
 KEPT = 60  # events that a failing run prints
+MOST = 200_000  # events of a run, where some thousands are many
 
 
 class Violation(Exception):
@@ -47,10 +48,11 @@ class World:
 
     def run(self, done: Callable[[], bool], limit: float) -> bool:
         """Let time pass until ``done()``; False if that was not within the limit, or nothing is left to happen."""
-        queue, pop = self._queue, heapq.heappop
+        queue, pop, left = self._queue, heapq.heappop, MOST
         while queue and not done():
             self.now, _, job = pop(queue)
-            if self.now > limit:
+            left -= 1
+            if self.now > limit or not left:
                 return False
             job()
         return done()
