@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from pslite import ids
 from pslite.delivery import Delivery, Send
 from pslite.flow import Arrivals
-from pslite.postoffice.core import LOOPBACK, Action, Connect, Core, Deliver, PeerEnded
+from pslite.postoffice.actions import Action, Connect, Deliver, PeerAway, PeerBack, PeerEnded
+from pslite.postoffice.core import LOOPBACK, Core
 from pslite.van.base import Received, VanEvent
 from pslite.wire import Frame, Kind, Link, Message, decode
 
@@ -72,6 +73,9 @@ class Process:
 
     def on_peer_ended(self, action: PeerEnded) -> None:
         """A peer will not come again."""
+
+    def on_peer_moved(self, action: PeerAway | PeerBack) -> None:
+        """A peer has died, or has a successor."""
 
     def progress(self) -> None:
         """Runs after every event."""
@@ -211,6 +215,8 @@ class Process:
                 self.network.connect(self, action.node, action.addresses[0])
             elif isinstance(action, PeerEnded):
                 self._deliveries.add(partial(self.on_peer_ended, action))
+            elif isinstance(action, (PeerAway, PeerBack)):
+                self._deliveries.add(partial(self.on_peer_moved, action))
 
     def _send(self, send: Send) -> None:
         if send.link == LOOPBACK:

@@ -20,7 +20,7 @@ from kvstore.spec import Spec
 from pslite import Config, ids, wire
 from pslite.dtypes import CODES
 from pslite.memory import PLAIN
-from pslite.postoffice.core import PeerEnded
+from pslite.postoffice.actions import PeerAway, PeerBack, PeerEnded
 from pslite.wire import Kind, Message, Op
 
 from .process import Process
@@ -43,14 +43,15 @@ class Office:
     """What Service uses of a Postoffice."""
 
     memory = PLAIN
-    config = Config()
 
     def __init__(self, server: Server) -> None:
         self._server = server
+        self.config = Config(restarts=server.restarts)
         self.node, self.rank = server.node, server.rank
         self.num_workers, self.num_servers = server.core.num_workers, server.core.num_servers
         self.customers: dict[tuple[int, int], Callable[[Message], None]] = {}
-        self.ended: list[Callable[[int, Any], None]] = []
+        self.on_ended: list[Callable[[int, Any], None]] = []
+        self.on_moved: list[Callable[[Any], None]] = []
 
     def register(self, app: int, customer: int, accept: Callable[[Message], None]) -> None:
         self.customers[app, customer] = accept
@@ -60,10 +61,19 @@ class Office:
         self._server.run(list(self._server.core.delivery.reply(request, reply)))
 
     def on_peer_ended(self, callback: Callable[[int, Any], None]) -> None:
-        self.ended.append(callback)
+        self.on_ended.append(callback)
         for peer in self._server.core.roster.values():
             if peer.ended is not None:
                 callback(peer.node, peer.ended)
+
+    def on_peer_moved(self, callback: Callable[[Any], None]) -> None:
+        self.on_moved.append(callback)
+
+    def node_ids(self, group: int) -> list[int]:
+        return ids.members(group, self.num_servers, self.num_workers)
+
+    def ended(self, node: int) -> Any:
+        return self._server.core.roster[node].ended
 
     def on_parked(self, why: Callable[[Message], list[str]]) -> None:
         self._server.core.why = why
@@ -119,8 +129,12 @@ class Server(Process):
         self._office.customers[message.app, message.customer](message)
 
     def on_peer_ended(self, action: PeerEnded) -> None:
-        for call in self._office.ended:
+        for call in self._office.on_ended:
             call(action.node, action.error)
+
+    def on_peer_moved(self, action: PeerAway | PeerBack) -> None:
+        for call in self._office.on_moved:
+            call(action)
 
     def progress(self) -> None:
         if self.core.job_over and not self.leaving:
