@@ -80,6 +80,7 @@ class Flag:
     PULL = 2
     ERROR = 4
     REPLAY = 8  # it was applied before and must be answered only: a duplicate, or what asks for torn values again
+    REFUSED = 32  # of an error: whoever says this does not take the sender for a member of its job
     BY_VALUE = 16  # the arrays travel themselves, not as places in shared memory; those of the answer likewise
 
 

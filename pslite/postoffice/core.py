@@ -167,7 +167,8 @@ class Core:
         if message.kind == Kind.REQUEST:
             return self._on_request(now, link, message)
         known = self.roster.get(message.sender)
-        if known is not None and (known.incarnation != message.incarnation or known.away):
+        refusal = message.kind == Kind.REPLY and message.flags & Flag.REFUSED and not self._may_change(message.sender)
+        if known is not None and (known.incarnation != message.incarnation or known.away) and not refusal:
             if message.kind == Kind.HELLO:
                 return self._on_hello(now, link, message)
             if self._may_change(message.sender):
@@ -248,7 +249,7 @@ class Core:
         reply.incarnation = self.delivery.incarnation
         # Of the requests that a probe asks about, the oldest is refused, and by the next probes the others.
         reply.seq = message.floor if message.kind == Kind.PROBE else message.seq
-        reply.flags, reply.body = Flag.ERROR, error.to_wire()
+        reply.flags, reply.body = Flag.ERROR | Flag.REFUSED, error.to_wire()
         reply.incarnation = self.delivery.incarnation
         return [Send(link, reply), *self._warn(now, f"refused a request: {error}")]
 
