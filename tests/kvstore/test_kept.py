@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ from kvstore.server.store import New, Store
 from kvstore.spec import Spec
 from pslite import failpoints
 from pslite.dtypes import CODES
+from pslite.errors import ConfigError, KeeperError
+from pslite.van.shared import journal
 from pslite.van.shared.kept import KeptArena
 
 FLOAT32 = CODES["float32"]
@@ -262,3 +265,84 @@ def test_death_at_each_point(keeper: Keeper, rule: str) -> None:
         died = server.deaths > 0
         keeper.close()
     assert time > 20
+
+
+def restarted(keeper: Keeper) -> Store:
+    store = Store(WORKERS)
+    store.keep(keeper.open())
+    return store
+
+
+def test_a_push_that_waits_keeps_the_rule_of_its_time(keeper: Keeper) -> None:
+    found = []
+    for dies in (False, True):
+        server = Server(keeper, True, sgd(rate=0.5))
+        server.push(0, DENSE)
+        for rank in range(WORKERS):
+            server.change(rank, 1, sgd(rate=0.125)[1])
+        server.push(0, DENSE)
+        if dies:
+            server.restart()
+        server.push(1, DENSE)
+        server.push(1, DENSE)
+        found.append(server.values())
+        keeper.close()
+    assert found[0] == found[1]
+
+
+def test_a_full_journal_is_written_anew(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = [(0, DENSE), (1, SPARSE), (0, "small"), (1, "one small")] * 20
+    expected = run(Server(None, True, sgd()), steps)
+    monkeypatch.setattr(journal, "SMALLEST", 4096)
+    server = Server(keeper, True, sgd())
+    for each in range(0, len(steps), 4):
+        run(server, steps[each : each + 4])
+        server.restart()
+    assert server.values() == expected
+    assert restarted(keeper).unit(DENSE, True).version == 20
+
+
+def test_what_peers_get_cannot_be_written_to(keeper: Keeper) -> None:
+    arena = keeper.open()
+    place = arena.locate(arena.empty((1000,), np.float32))
+    assert place is not None
+    with pytest.raises(PermissionError):
+        mmap.mmap(arena.fd(place.segment), arena.size(place.segment), mmap.MAP_SHARED, mmap.PROT_WRITE)
+
+
+def test_who_still_reads_what_a_dead_process_had_finds_out(keeper: Keeper) -> None:
+    server = Server(keeper, True, ASSIGN)
+    for rank in range(WORKERS):
+        server.push(rank, DENSE)
+    kept, value = server.store.kept, server.store.whole(DENSE).value
+    assert kept is not None and value.spare is not None
+    places = [kept.memory.place(array) for array in (value.data, value.spare)]
+    generations = [os.pread(keeper.fds[f"segment-{segment}"], 8, header) for segment, header in places]
+    restarted(keeper)
+    again = [os.pread(keeper.fds[f"segment-{segment}"], 8, header) for segment, header in places]
+    assert again[0] == generations[0], "it is the value still"
+    assert generations[1] != bytes(8) == again[1], "what the journal does not name is free, and has no generation"
+
+
+@pytest.mark.parametrize("harm", ["magic", "record", "end", "segment"])
+def test_memory_that_is_not_what_it_was_is_refused(keeper: Keeper, harm: str) -> None:
+    Server(keeper, True, ASSIGN)
+    if harm == "segment":
+        for name in [name for name in keeper.fds if name != "journal"]:
+            keeper.drop(name)
+    else:
+        at, data = {"magic": (0, b"x"), "record": (32, b"x"), "end": (8, b"\xff" * 8)}[harm]
+        os.pwrite(keeper.fds["journal"], data, at)
+    with pytest.raises(KeeperError, match="going on from the predecessor's"):
+        restarted(keeper)
+
+
+def test_failpoints_that_are_none_are_refused() -> None:
+    died = []
+    points = failpoints.parse("after_ack=kill@2,before_apply=kill", lambda: died.append(1))
+    for name in ("after_ack", "before_apply", "after_ack"):
+        points[name]()
+    assert len(died) == 2
+    for text in ("nowhere=kill", "after_ack=stop", "after_ack=kill@0"):
+        with pytest.raises(ConfigError, match="PS_FAILPOINTS"):
+            failpoints.parse(text, lambda: None)
