@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from kvstore.checkpoint.directory import Checkpoint
 from kvstore.checkpoint.part import Described, Part
@@ -44,6 +45,10 @@ class Resume:
                 check_unit(n.spec, units[wire], self.rule)
         self.fetched += sum(math.prod(new[wire].spec.shape) for wire in units)
         return units
+
+    def note_fetched(self, specs: Iterable[Spec]) -> None:
+        """These keys, or pieces of them, are here already."""
+        self.fetched += sum(math.prod(spec.shape) for spec in specs if spec.key in self._pieces)
 
     def close(self) -> None:
         self._checkpoint.close()

@@ -17,7 +17,7 @@ from typing import Any
 from kvstore.checkpoint.directory import Checkpoint, Directory
 from kvstore.checkpoint.job import Id, Saved, Stamp
 from kvstore.commands import CHECKPOINT_APP
-from pslite import SERVER_GROUP, Postoffice, SimpleApp, SimpleData, rank_of, role_of, server_id
+from pslite import SERVER_GROUP, PeerAway, PeerBack, Postoffice, SimpleApp, SimpleData, rank_of, role_of, server_id
 from pslite.errors import CheckpointError, ConfigError, PeerError, ProtocolError, PSError
 
 from .coordinator import Coordinator
@@ -63,12 +63,13 @@ class Saving:
             if office.rank != 0 and self._config.resume:
                 [id] = self._app.wait(self._app.request(0, ["resumed", None], server_id(0)))
                 if id is not None:
-                    self._begin_from(self._directory.open(Id(*id)))
+                    self._open_again(Id(*id))
         except BaseException:
             self._directory.close()
             raise
         self._file = PartFile(self._directory, self._config.job, office.rank, office.num_servers)
         office.on_peer_ended(self._on_peer_ended)
+        office.on_peer_moved(self._on_peer_moved)
         if office.rank == 0 and self._config.checkpoint_every:
             office.soon(self._tick, self._config.checkpoint_every)
 
@@ -84,12 +85,20 @@ class Saving:
                 log.warning("there is no checkpoint in %s: the job starts from the beginning", self._directory.path)
             else:
                 self._begin_from(found)
-        elif self._directory.ids():
+        elif self._directory.ids() and not self._config.restarts:
             allowed = "it has checkpoints: give --resume to go on from the newest, or another directory"
             raise ConfigError(name="PSLITE_CHECKPOINT_DIR", value=self._directory.path, allowed=allowed)
         self._directory.prune(EVERYTHING, Id(last.epoch + 1, 0))
         elements = 0 if self._resume is None else self._resume.elements
         self._coordinator = Coordinator(self._office.num_servers, last, self._config.timeout, elements)
+
+    def _open_again(self, id: Id) -> None:
+        try:
+            self._begin_from(self._directory.open(id))
+        except CheckpointError:
+            if not self._config.restarts:
+                raise
+            log.info("checkpoint %s is not there any more: all keys were back when a later one was written", id)
 
     def _begin_from(self, checkpoint: Checkpoint) -> None:
         try:
@@ -97,6 +106,9 @@ class Saving:
         except PSError:  # an optimizer that is not registered here
             checkpoint.close()
             raise
+        if self._config.restarts:  # the predecessor had set the rule, and fetched the keys that are here
+            resume.note_fetched(self._store.specs())
+            return
         self._store.settings.resumed = resume.rule
         log.warning("the job goes on from checkpoint %s in %s", resume.id, self._directory.path)
 
@@ -204,6 +216,11 @@ class Saving:
         if role_of(node) == "server" and self._coordinator is not None:
             self._coordinator.on_server_ended(error)
             self._decide()
+
+    def _on_peer_moved(self, event: PeerAway | PeerBack) -> None:
+        """A server died: its successor knows nothing of the part that it was to write."""
+        if role_of(event.node) == "server" and self._id is not None and isinstance(event, PeerAway):
+            self._fail(self._id, event.error)
 
     # -- a part -------------------------------------------------------------------------------------------------------
 

@@ -55,6 +55,8 @@ class Service:
         self._office = office
         self._profile = Profile(office.node)
         self.store = Store(office.num_workers, self._profile.apply, office.memory)
+        if office.config.keeper_fd is not None and (memory := office.open_kept()) is not None:
+            self.store.keep(memory)
         self._saving = open_saving(office, self.store, self._finish)
         self._init = self.store.init if self._saving is None else self._saving.init
         self._data = KVServer(DATA_APP, office)
@@ -63,9 +65,6 @@ class Service:
         office.on_parked(self._missing)
         self._control = SimpleApp(CONTROL_APP, 0, office, self._on_control)
         self._user = SimpleApp(USER_APP, 0, office, self._on_user_command)
-        memory = office.open_kept() if office.config.keeper_fd is not None else None
-        if memory is not None:
-            self.store.keep(memory)
         self._data.set_handle(self._profile.requests(self._on_data, self.store))
         if office.config.restarts:  # there may be workers that ended before
             for node in office.node_ids(WORKER_GROUP):

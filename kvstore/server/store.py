@@ -243,6 +243,10 @@ class Store:
         """All keys on the wire."""
         return list(self._entries)
 
+    def specs(self) -> list[Spec]:
+        """Those of all keys."""
+        return [entry.value.spec for entry in self._entries.values()]
+
     def whole(self, key: int) -> Entry:
         """The entry that has a key's value: its own, or that of a bundle whose next update is of all its keys."""
         bundle = self._entries[key].bundle
