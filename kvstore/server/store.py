@@ -107,7 +107,7 @@ class Store:
 
     def _parked_before(self) -> list[tuple[int, int, int, Rule | None]]:
         """Pushes that wait, and whose worker has said since that another rule counts: rank, key, number, rule."""
-        found: list[tuple[int, int, int, Rule | None]] = []
+        found = [(*push, rule) for push, rule in self._rules_before.items()]  # those that have not come again yet
         for wires, entry in self._with_wires():
             for rank, queue in entry.queues.items():
                 now = self.settings.rule_of(rank)
