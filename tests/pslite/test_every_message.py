@@ -1,0 +1,83 @@
+"""Each kind of request is lost once, or its answer is, or comes twice: it has one effect, and the job goes on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pslite import (
+    ALL,
+    InprocCluster,
+    KVServer,
+    KVServerDefaultHandle,
+    KVWorker,
+    Postoffice,
+    SimpleApp,
+    SimpleData,
+    run_all,
+)
+from pslite.wire import Kind, Message, Op
+
+FATES = {"request lost": 0, "request doubled": 2, "answer lost": 0, "answer doubled": 2}
+KEYS = np.array([1, 2**63 + 1], np.uint64)
+
+
+class OneStrike:
+    """Changes the fate of the first message of its sort, once it is armed."""
+
+    def __init__(self, op: Op, fate: str) -> None:
+        self._kind = Kind.REQUEST if fate.startswith("request") else Kind.REPLY
+        self._op, self._copies = op, FATES[fate]
+        self.struck: Message | None = None
+
+    def __call__(self, sender: str, receiver: str, message: Message) -> int:
+        if self.struck is None and (message.kind, message.op) == (self._kind, self._op):
+            self.struck = message
+            return self._copies
+        return 1
+
+
+@pytest.mark.parametrize("fate", FATES)
+@pytest.mark.parametrize("op", Op, ids=lambda op: op.name.lower())
+def test_it_has_one_effect(op: Op, fate: str) -> None:
+    strike = OneStrike(op, fate)
+    with InprocCluster(workers=2, servers=2, fault=strike, resend_timeout=0.05, max_restarts=1) as cluster:
+        commands: list[int] = []
+        for server in cluster.servers:
+            serve(server, commands)
+        first, second = cluster.workers
+        first.publish({"a": 1})
+        assert second.lookup(["a"]) == {"a": 1}
+        push(first, 1.0)
+        push(second, 10.0)
+        app = SimpleApp(1, 0, first)
+        app.wait(app.request(7, None, 2))
+        again = cluster.restart(second)
+        again.start()
+        push(again, 100.0)
+        kv = KVWorker(0, 5, again)
+        out = np.zeros(2, np.float32)
+        kv.wait(kv.pull(KEYS, out))
+        assert out.tolist() == [111.0, 111.0]
+        assert commands == [7, 7]
+        run_all([lambda o=o: o.barrier(ALL) for o in cluster.offices])
+        run_all([office.leave for office in cluster.workers])
+        for server in cluster.servers:
+            server.wait_job_over()
+    assert strike.struck is not None, "the job has no such message: give it one"
+
+
+def serve(office: Postoffice, commands: list[int]) -> None:
+    KVServer(0, office).set_handle(KVServerDefaultHandle())
+
+    def on_command(data: SimpleData, app: SimpleApp) -> None:
+        commands.append(data.head)
+        app.response(data)
+
+    SimpleApp(1, 0, office, on_command)
+
+
+def push(office: Postoffice, value: float) -> None:
+    kv = KVWorker(0, 1, office)
+    kv.wait(kv.push(KEYS, np.full(2, value, np.float32)))
+    kv.close()
