@@ -92,6 +92,7 @@ class ZmqVan(Van):
         else:
             _keep_freed_memory()
         self._transports: dict[int, str] = {}  # by the node that we connected to
+        self._files: dict[str, int] = {}  # sockets that we made in the file system, by path: their inodes
         self._router: zmq.Socket[bytes] | None = None
         self._dealers: dict[int, zmq.Socket[bytes]] = {}
         self._monitors: dict[int, zmq.Socket[bytes]] = {}
@@ -135,6 +136,10 @@ class ZmqVan(Van):
             if fd is not None:
                 router.setsockopt(zmq.USE_FD, -1)
             self._look(router)  # binding a second address may have swallowed the signal of the first one's peers
+        if fd is None and address.startswith("ipc://"):
+            path = address.removeprefix("ipc://")
+            with contextlib.suppress(OSError):  # an abstract socket has no file
+                self._files[path] = os.stat(path).st_ino
         return address if address.startswith("ipc:") else router.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def connect(self, node: int, address: str) -> Link:
@@ -405,6 +410,10 @@ class ZmqVan(Van):
         if self._exchange is not None:
             self._exchange.close()
         self._context.term()  # returns when everything queued has left, or after linger
+        for path, inode in self._files.items():  # ZeroMQ leaves them; another process may listen there by now
+            with contextlib.suppress(OSError):
+                if os.stat(path).st_ino == inode:
+                    os.unlink(path)
         os.close(self._wakeup)
 
 
