@@ -95,6 +95,11 @@ class Barriers:
                 if own is not None and own[0] < serial:
                     self._owed.add((*key, node))
 
+    def of(self, node: int) -> list[list[int]]:
+        """``[group, customer, serial, number]`` of the last barriers that a node has passed."""
+        passed = {key[:2]: number for key, number in self._passed.items() if key[2] == node}
+        return [[*key, self._opened[key], number] for key, number in passed.items() if key in self._opened]
+
     def on_away(self, node: int) -> None:
         """A node died, and will come again."""
         for barrier in self._waiting.values():

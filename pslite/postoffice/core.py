@@ -271,7 +271,7 @@ class Core:
         return [Send(onward, message)]
 
     def _on_scheduler_event(self, now: float, request: Message) -> list[Action]:
-        """``body`` is ``["ended" or "away", node, error]``, ``["back", roster entry]`` or ``["over", clean]``."""
+        """Bodies: ``["ended", node, error, barriers]``, ``["away", node, error]``, ``["back", entry]``, ``["over", clean]``."""
         kind, *rest = request.body
         actions = self.answer(request)
         if kind == "over":
@@ -281,6 +281,8 @@ class Core:
         if kind == "back":
             return actions + self._back(now, Peer(*rest[0]))
         error = peer_error(rest[0], rest[1])
+        if kind == "ended" and self.returns:
+            self.recollection.ended(rest[2])
         return actions + (self._away(rest[0], error) if kind == "away" else self.lose(rest[0], error))
 
     # -- the end of peers ---------------------------------------------------------------------------------------------

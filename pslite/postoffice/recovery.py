@@ -47,6 +47,7 @@ class Recollection:
 
     def __init__(self) -> None:
         self._barriers: dict[tuple[int, int], tuple[int, int]] = {}  # (group, customer): serial, number
+        self._of_others: dict[tuple[int, int], tuple[int, int]] = {}  # what those had passed who have ended
         self._records: dict[str, Any] = {}  # of the directory: those that it published or looked up
 
     def answered(self, request: Message, reply: Message) -> None:
@@ -59,6 +60,12 @@ class Recollection:
         elif request.op == Op.LOOKUP:
             self._records.update(reply.body)
 
+    def ended(self, barriers: Iterable[Sequence[int]]) -> None:
+        """A node has ended, and cannot say any more which barriers it has passed."""
+        for group, customer, *passed in barriers:
+            serial, number = passed
+            self._of_others[group, customer] = max((serial, number), self._of_others.get((group, customer), (0, 0)))
+
     def hello(self, roster: Iterable[Peer], policy: str, epoch: int) -> dict[str, Any]:
         """The body of a HELLO."""
         peers = [peer for peer in roster if peer.node != ids.SCHEDULER]
@@ -67,6 +74,7 @@ class Recollection:
             "gone": {peer.node: peer.ended.to_wire() for peer in peers if peer.ended is not None},
             "away": [peer.node for peer in peers if peer.away],
             "barriers": [[*key, *passed] for key, passed in self._barriers.items()],
+            "of others": [[*key, *passed] for key, passed in self._of_others.items()],
             "policy": policy,
             "epoch": epoch,
         }
@@ -96,6 +104,7 @@ class Hello:
     incarnation: int
     seen: dict[int, Peer]
     barriers: dict[tuple[int, int], tuple[int, int]]
+    of_others: dict[tuple[int, int], tuple[int, int]]
     policy: str
     epoch: int
 
@@ -110,8 +119,12 @@ class Hello:
             seen[node].away = True
         if seen[message.sender].incarnation != message.incarnation or type(body["epoch"]) is not int:
             raise ValueError("who it is, or what it has seen")
-        barriers = {(group, customer): (int(serial), int(n)) for group, customer, serial, n in body["barriers"]}
-        return Hello(link, message.sender, message.incarnation, seen, barriers, str(body["policy"]), body["epoch"])
+        barriers, of_others = (
+            {(group, customer): (int(serial), int(n)) for group, customer, serial, n in body[what]}
+            for what in ("barriers", "of others")
+        )
+        policy, epoch = str(body["policy"]), body["epoch"]
+        return Hello(link, message.sender, message.incarnation, seen, barriers, of_others, policy, epoch)
 
 
 @dataclass

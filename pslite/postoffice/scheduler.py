@@ -123,7 +123,9 @@ class Scheduler:
         hellos = recovery.hellos
         self.membership.restore(recovery.members(now), recovery.policy, recovery.epoch, now)
         nodes = [ids.SCHEDULER, *(member.node for member in self.membership.members)]
-        self._barriers.restore({node: hello.barriers for node, hello in hellos.items()}, nodes)
+        passed = {node: hello.barriers for node, hello in hellos.items()}
+        passed |= {-node: hello.of_others for node, hello in hellos.items()}
+        self._barriers.restore(passed, nodes)
         self._unheard = {node for node in hellos if ids.role_of(node) == "worker"}
         step = self._carry(Outcome(complete=True))
         step.joins = recovery.joins
@@ -203,7 +205,7 @@ class Scheduler:
         else:
             step.answers += self._barriers.on_gone(member.node, _at("this barrier", member))
         step.answers += self._heard(member.node)
-        step.events += self._tell_all(["ended", member.node, error.to_wire()])
+        step.events += self._tell_all(["ended", member.node, error.to_wire(), self._barriers.of(member.node)])
         step.ended.append((member.node, error))
         return step
 

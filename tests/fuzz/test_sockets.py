@@ -71,16 +71,28 @@ def check(target: Process, before: float) -> None:
 
 
 def send_messages(port: int, messages: Iterator[list[bytes]]) -> None:
-    """Send so many, at the pace of the target: after every thousand it refuses one by its number."""
-    with zmq.Context() as context, context.socket(zmq.DEALER) as sock:
-        sock.setsockopt(zmq.LINGER, 0)
-        sock.connect(f"tcp://127.0.0.1:{port}")
+    """Send so many, at the pace of the target: after every thousand it refuses one by its number.
+
+    Who sends many bad ones in a row is not listened to any more, so they come by many connections.
+    """
+    with zmq.Context() as context, connected(context, port) as asking:
         for number in range(2**40, 2**40 + MESSAGES // 1000):
-            for frames in itertools.islice(messages, 1000):
-                sock.send_multipart(frames)
+            socks = [connected(context, port) for _ in range(10)]
+            for sock in socks:
+                for frames in itertools.islice(messages, 100):
+                    sock.send_multipart(frames)
             question = Message(Kind.REQUEST, "fuzzed", sender=9, incarnation=777, seq=number, op=Op.BARRIER)
-            sock.send_multipart(encode(question))
-            wait_until(lambda: number in replies(sock), 30, "the answer to a message")  # noqa: B023 - called here
+            asking.send_multipart(encode(question))
+            wait_until(lambda: number in replies(asking), 30, "the answer to a message")  # noqa: B023 - called here
+            for sock in socks:
+                sock.close(linger=1000)
+
+
+def connected(context: zmq.Context[zmq.Socket[bytes]], port: int) -> zmq.Socket[bytes]:
+    sock = context.socket(zmq.DEALER)
+    sock.setsockopt(zmq.LINGER, 0)
+    sock.connect(f"tcp://127.0.0.1:{port}")
+    return sock
 
 
 def replies(sock: zmq.Socket[bytes]) -> set[int]:
