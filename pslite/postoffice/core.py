@@ -271,7 +271,7 @@ class Core:
         return [Send(onward, message)]
 
     def _on_scheduler_event(self, now: float, request: Message) -> list[Action]:
-        """Bodies: ``["ended", node, error, barriers]``, ``["away", node, error]``, ``["back", entry]``, ``["over", clean]``."""
+        """``[kind, ...]``: "ended" (node, error, barriers), "away" (node, error), "back" (entry), or "over" (clean)."""
         kind, *rest = request.body
         actions = self.answer(request)
         if kind == "over":
