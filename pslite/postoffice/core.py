@@ -139,7 +139,8 @@ class Core:
             self._down_since.pop(event.link, None)
             if again and self._may_change(event.link):
                 return self._greet(now)
-            return list(self.delivery.probe(now, event.link)) if again else []
+            here = self._beats([ids.SCHEDULER]) if again and event.link == ids.SCHEDULER and self.node else []
+            return [*here, *self.delivery.probe(now, event.link)] if again else []
         assert isinstance(event, LinkDown)
         if event.link in self._known_links:  # else nobody of this protocol has answered there yet
             self._down_since.setdefault(event.link, now)
@@ -193,7 +194,9 @@ class Core:
             return list(self.delivery.on_ack(link, message))
         if message.kind == Kind.HELLO:
             return self._on_hello(now, link, message)
-        return []  # a beat
+        if self.scheduler is not None:  # a beat: its connection is back
+            self.scheduler.membership.heard(message.sender)
+        return []
 
     def _is_of_its_incarnation(self, link: Link, message: Message) -> bool:
         """Whether the sender is the process that it talks about: all members know each other's incarnation."""
@@ -567,7 +570,7 @@ class Core:
         return any(member.incarnation == request.incarnation for member in self.scheduler.membership.members)
 
     def _beats(self, links: Sequence[Link]) -> list[Action]:
-        beat = Message(Kind.BEAT, self.delivery.job, ids.SCHEDULER, incarnation=self.delivery.incarnation)
+        beat = Message(Kind.BEAT, self.delivery.job, self.node, incarnation=self.delivery.incarnation)
         return [Send(link, beat) for link in links]
 
     def scheduler_ready(self) -> None:

@@ -385,6 +385,12 @@ class Membership:
         """When ``on_timer`` is due."""
         return self._judged_at + BEAT_INTERVAL
 
+    def heard(self, node: int) -> None:
+        """A member has a connection again: however often it breaks, it is not dead."""
+        member = self.find(node)
+        if member is not None:
+            member.beat_failed, member.unreachable_since = False, None
+
     def on_unreachable(self, link: Link, now: float) -> None:
         """A beat found no connection to a member."""
         for member in self.members:

@@ -48,8 +48,10 @@ def test_the_others_go_on_without_it(type: str, how: str) -> None:
     done = launch("-n", 3, "-s", 2, "--on-worker-lost", "shrink", *PYTHON, type, STEPS, f"1:5:{how}")
     assert done.returncode == 0, done.stderr
     others = 4 * STEPS
-    values = "4 4" if type == "dist_sync" else f"{others + 2 * 6} {others + 2 * 5}"
-    assert {rank: value for rank, (_, value) in results(done).items()} == {0: values, 2: values}
+    # Of the last push to "a" nobody knows whether it has left the process that was stopped.
+    either = {"4 4"} if type == "dist_sync" else {f"{others + 2 * n} {others + 2 * 5}" for n in (5, 6)}
+    found = {rank: value for rank, (_, value) in results(done).items()}
+    assert set(found) == {0, 2} and len(set(found.values())) == 1 and set(found.values()) <= either, done.stdout
     assert "the others go on without it" in done.stderr
 
 
