@@ -170,6 +170,7 @@ class Membership:
         self.wanted = {"worker": num_workers, "server": num_servers}
         self._started = now
         self._deadline = deadline
+        self._never: PSError | None = None  # why the job did not begin
         self._judged_at = now
         self._hints: list[Hint] = []
         self._leaving: list[Message] = []  # LEAVE requests that wait for all workers
@@ -185,6 +186,8 @@ class Membership:
         """
         if not _is_join(request.body) or request.body[0] not in self.wanted:
             return _refused(request, "a process", "the join request is malformed")
+        if self._never is not None:
+            return Outcome([Answer(request, error=self._never)])
         role, wish, addresses, host, pid, restarts, on_worker_lost = request.body
         new = Member(role, request.incarnation, addresses, host, pid, link, request, wish, restarts=restarts)
         new.away_since = now
@@ -338,7 +341,7 @@ class Membership:
         answers = [Answer(m.join, error=error) for m in self.members if m.here]
         for member in self.members:
             member.state = State.FAILED
-        self.complete, self._deadline = True, None
+        self.complete, self._deadline, self._never = True, None, error
         return Outcome(answers, failure=error)
 
     # -- leaving ------------------------------------------------------------------------------------------------------
@@ -439,7 +442,7 @@ class Membership:
         if self.complete:
             return self._end_lost(member, error)
         self._end(member, State.LOST, error)
-        self.complete = True
+        self.complete, self._never = True, error
         answers = [Answer(m.join, error=error) for m in self.members if m.here]
         for other in self.members:
             if other.here:

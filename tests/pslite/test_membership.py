@@ -149,6 +149,8 @@ def test_a_process_that_ended_before_it_joined_ends_the_wait_at_once() -> None:
     assert isinstance(outcome.failure, RendezvousTimeout)
     assert outcome.failure.missing == ["worker 0 (pid 11 ended with status 3 before it joined)", "worker 1"]
     assert len(outcome.answers) == 1
+    [late] = job.join("worker", 1).answers
+    assert late.error is outcome.failure
 
 
 def test_the_end_of_a_member_that_has_joined_is_no_missing_process() -> None:

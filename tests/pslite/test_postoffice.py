@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -130,7 +131,7 @@ def test_a_process_too_many_is_refused(cluster: InprocCluster) -> None:
         office.start()
 
 
-@pytest.mark.parametrize("loose", [{"num_workers": 2, "num_servers": 2, "start_timeout": 0.3}], indirect=True)
+@pytest.mark.parametrize("loose", [{"num_workers": 2, "num_servers": 2, "start_timeout": 3.0}], indirect=True)
 def test_the_missing_are_named_with_what_the_launcher_knows(loose: Loose, tmp_path: Path) -> None:
     table = [
         {"role": "worker", "rank": 0, "pid": 11, "exit": None},
@@ -152,7 +153,7 @@ def test_the_missing_are_named_with_what_the_launcher_knows(loose: Loose, tmp_pa
     assert "DMLC_NUM_WORKER" in text
 
 
-@pytest.mark.parametrize("loose", [{"num_workers": 2, "start_timeout": 1.2}], indirect=True)
+@pytest.mark.parametrize("loose", [{"num_workers": 2, "start_timeout": 3.0}], indirect=True)
 def test_who_is_alive_but_late_is_told_from_who_ended(loose: Loose, tmp_path: Path) -> None:
     table = [{"role": "worker", "rank": 1, "pid": 12, "exit": None}]
     (tmp_path / "processes.json").write_text(json.dumps(table))
@@ -164,9 +165,16 @@ def test_who_is_alive_but_late_is_told_from_who_ended(loose: Loose, tmp_path: Pa
 
 
 @pytest.mark.parametrize("loose", [{"num_workers": 1, "start_timeout": 30.0}], indirect=True)
-def test_a_process_that_ended_early_ends_the_start_long_before_the_limit(loose: Loose, tmp_path: Path) -> None:
-    table = [{"role": "worker", "rank": 0, "pid": 12, "exit": 3}]
-    (tmp_path / "processes.json").write_text(json.dumps(table))
+def test_a_process_that_ended_early_ends_the_start_long_before_the_limit(
+    loose: Loose, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def the_worker_ends_when_the_server_has_joined(record: logging.LogRecord) -> None:
+        if record.getMessage() == "waiting for worker 0":
+            table = [{"role": "worker", "rank": 0, "pid": 12, "exit": 3}]
+            (tmp_path / "processes.json").write_text(json.dumps(table))
+
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(caplog.handler, "emit", the_worker_ends_when_the_server_has_joined)
     loose.office("scheduler", job_dir=str(tmp_path))
     loose.office("server", 0)
     for error in loose.errors_of_start():

@@ -32,8 +32,8 @@ def test_a_worker_falls_out(where: str, how: str) -> None:
 
 
 @pytest.mark.parametrize("how, status, words", [
-    ("waits", 1, r"missing worker 1 \(pid \d+ runs, but has not called create\(\)\)"),
-    ("stopped", 1, r"missing worker 1 \(pid \d+ runs, but has not called create\(\)\)"),
+    ("waits", 1, r"missing .*worker 1 \(pid \d+ runs, but has not called create\(\)\)"),
+    ("stopped", 1, r"missing .*worker 1 \(pid \d+ runs, but has not called create\(\)\)"),
     ("killed", 137, r"pslite: worker 1 on localhost \(pid \d+\) died: signal 9 \(SIGKILL\)"),
     ("raises", 1, r"pslite: worker 1 on localhost \(pid \d+\) failed: exit code 1"),
 ])  # fmt: skip
@@ -47,6 +47,6 @@ def test_a_worker_that_does_not_create(how: str, status: int, words: str) -> Non
 def test_a_worker_that_exits_with_0_before_create_does_not_cost_the_start_timeout() -> None:
     begin = time.monotonic()
     done = launch("-n", 3, "-s", 1, sys.executable, SCRIPTS / "before_create.py", "exits")
-    assert re.search(r"missing worker 1 \(pid \d+ ended with status 0 before it joined\)", done.stderr), done.stderr
+    assert re.search(r"missing .*worker 1 \(pid \d+ ended with status 0 before it joined\)", done.stderr), done.stderr
     assert done.returncode == 1
     assert time.monotonic() - begin < 20, "the start timeout is 60 s"
