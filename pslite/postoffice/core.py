@@ -16,11 +16,12 @@ from pslite.van.base import LinkDown, LinkRefused, LinkUp, Received, Rejected, V
 from pslite.wire import Flag, Kind, Link, Message, Op
 
 from .actions import Action, Connect, Deliver, Forget, Log, PeerAway, PeerBack, PeerEnded, Refuse
-from .membership import LOST_AFTER, Hint, Member
+from .membership import LOST_AFTER, Hint
 from .permissions import permitted
-from .recovery import HELLO_EVERY, Hello, Recollection, Search
+from .recovery import HELLO_EVERY, Recollection, Search
 from .roster import Peer, peer_error
 from .scheduler import Scheduler
+from .steps import carry_out
 from .strikes import Strikes
 
 LOOPBACK: Link = 0  # the link of a process to itself
@@ -52,7 +53,7 @@ class Core:
     patience: float | None = None  # seconds that another scheduler is awaited
     recollection: Recollection = field(default_factory=Recollection)  # for a scheduler that takes another one's place
     _search: Search | None = None  # while the scheduler is not there
-    _acknowledged: list[tuple[int, int, int]] = field(default_factory=list)  # successors that nodes have heard of
+    acknowledged_by: list[tuple[int, int, int]] = field(default_factory=list)  # successors that nodes have heard of
     strikes: Strikes = field(default_factory=Strikes)  # of those who send what is no message of ours
     _early: list[tuple[Link, Message]] = field(default_factory=list)  # requests that came before the welcome
     _known_links: set[int] = field(default_factory=set)  # links of ours that were up once, by node
@@ -139,7 +140,7 @@ class Core:
             self._down_since.pop(event.link, None)
             if again and self._may_change(event.link):
                 return self._greet(now)
-            here = self._beats([ids.SCHEDULER]) if again and event.link == ids.SCHEDULER and self.node else []
+            here = self.beats([ids.SCHEDULER]) if again and event.link == ids.SCHEDULER and self.node else []
             return [*here, *self.delivery.probe(now, event.link)] if again else []
         assert isinstance(event, LinkDown)
         if event.link in self._known_links:  # else nobody of this protocol has answered there yet
@@ -242,7 +243,7 @@ class Core:
         if request.op == Op.EVENT:
             return self._on_scheduler_event(now, request)
         assert self.scheduler is not None  # it alone answers the rest
-        return self._run(now, self.scheduler.on_request(link, request, now))
+        return carry_out(self, now, self.scheduler.on_request(link, request, now))
 
     def _refuse(self, now: float, link: Link, message: Message, reason: str) -> list[Action]:
         if message.kind not in (Kind.REQUEST, Kind.PROBE):
@@ -282,11 +283,11 @@ class Core:
             return actions
         self.epoch += 1
         if kind == "back":
-            return actions + self._back(now, Peer(*rest[0]))
+            return actions + self.back(now, Peer(*rest[0]))
         error = peer_error(rest[0], rest[1])
         if kind == "ended" and self.returns:
             self.recollection.ended(rest[2])
-        return actions + (self._away(rest[0], error) if kind == "away" else self.lose(rest[0], error))
+        return actions + (self.away(rest[0], error) if kind == "away" else self.lose(rest[0], error))
 
     # -- the end of peers ---------------------------------------------------------------------------------------------
 
@@ -305,7 +306,7 @@ class Core:
             pending.on_reply(error)
         return [*actions, PeerEnded(node, error)]
 
-    def _away(self, node: int, error: PeerError) -> list[Action]:
+    def away(self, node: int, error: PeerError) -> list[Action]:
         """A peer died, and its successor is awaited."""
         peer = self.roster.get(node)
         if peer is None or peer.ended is not None or peer.away:
@@ -323,14 +324,14 @@ class Core:
         self._down_since.pop(node, None)
         self._known_links.discard(node)
 
-    def _back(self, now: float, peer: Peer, link: Link = ids.SCHEDULER) -> list[Action]:
+    def back(self, now: float, peer: Peer, link: Link = ids.SCHEDULER) -> list[Action]:
         """Another process has taken the place of a peer, by a link of its own if it is one that we connect to."""
         before = self.roster.get(peer.node)
         if before is not None and before.incarnation == peer.incarnation and not before.away:
             return []
         actions: list[Action] = []
         if before is not None and not before.away:
-            actions += self._away(peer.node, PeerLost(node=before.name, reason="another process has its place"))
+            actions += self.away(peer.node, PeerLost(node=before.name, reason="another process has its place"))
         self.roster[peer.node] = peer
         if self.role == "worker" and ids.role_of(peer.node) == "server":
             actions.append(Connect(peer.node, peer.addresses))
@@ -340,9 +341,9 @@ class Core:
     def _settle(self, now: float) -> list[Action]:
         """Let the scheduler hear of what nodes have acknowledged; those that ended count as told."""
         actions: list[Action] = []
-        while self._acknowledged:
+        while self.acknowledged_by:
             assert self.scheduler is not None
-            actions += self._run(now, self.scheduler.acknowledged(*self._acknowledged.pop()))
+            actions += carry_out(self, now, self.scheduler.acknowledged(*self.acknowledged_by.pop()))
         return actions
 
     # -- the scheduler's own end --------------------------------------------------------------------------------------
@@ -389,7 +390,7 @@ class Core:
         if self.scheduler is not None:
             if message.body["scheduler"] != self.delivery.incarnation:
                 self.delivery.forget(message.incarnation)  # it numbers its requests afresh when it has the answer
-            return self._run(now, self.scheduler.on_hello(link, message, now))
+            return carry_out(self, now, self.scheduler.on_hello(link, message, now))
         if self._search is None or message.sender != ids.SCHEDULER:
             return []
         if message.flags & Flag.ERROR:
@@ -411,9 +412,9 @@ class Core:
         actions: list[Action] = [Log("info", "another scheduler has taken the place of the one that died")]
         actions += self.delivery.resume(now, ids.SCHEDULER, ids.SCHEDULER)
         for entry in body["roster"]:
-            actions += self._back(now, Peer(*entry))
+            actions += self.back(now, Peer(*entry))
         for node in body["away"]:
-            actions += self._away(node, PeerLost(node=self.roster[node].name, reason="it died"))
+            actions += self.away(node, PeerLost(node=self.roster[node].name, reason="it died"))
         for node, error in body["gone"].items():
             actions += self.lose(node, peer_error(node, error))
         if self.role == "worker":
@@ -471,7 +472,7 @@ class Core:
         if self._search is not None:
             actions += self._look_for_scheduler(now, self._search)
         if self.scheduler is not None:
-            actions += self._run(now, self.scheduler.on_timer(now))
+            actions += carry_out(self, now, self.scheduler.on_timer(now))
         return actions + self._settle(now)
 
     def _look_for_scheduler(self, now: float, search: Search) -> list[Action]:
@@ -496,7 +497,7 @@ class Core:
     def on_hints(self, now: float, hints: Sequence[Hint]) -> list[Action]:
         """The launcher's table of processes was read."""
         assert self.scheduler is not None
-        return self._run(now, self.scheduler.on_hints(hints, now)) + self._settle(now)
+        return carry_out(self, now, self.scheduler.on_hints(hints, now)) + self._settle(now)
 
     def given_up(self) -> list[tuple[str, int, int]]:
         """Role, rank and pid of the processes that are taken for dead, and may only be stopped."""
@@ -508,68 +509,18 @@ class Core:
         if self.scheduler is not None:
             self.scheduler.membership.on_unreachable(link, now)
 
-    def _run(self, now: float, step: Any) -> list[Action]:
-        """Carry out what the scheduler's services decided."""
-        actions: list[Action] = []
-        if step.complete:
-            assert self.scheduler is not None
-            self.scheduler_ready()
-        actions += self._welcome(step.hellos)
-        for answer in step.answers:
-            actions += self.answer(answer.request, answer.body, answer.error)
-            if answer.request.op == Op.JOIN and not self._is_member(answer.request):
-                self.delivery.forget(answer.request.incarnation)  # strangers may come without end
-        actions += self._beats(step.beats)
-        for node, error in step.ended:
-            actions += self.lose(node, error)
-        for node, error in step.away:
-            actions += self._away(node, error)
-        for node, body in step.events:
-            message = Message(Kind.REQUEST, op=Op.EVENT, body=body)
-            actions += self.request(now, node, message, lambda _: None)[1]
-        for member in step.back:  # after the events that say that their predecessors died
-            actions += self._back(now, Peer(*member.entry()), member.link)
-            actions += self._announce(now, member)
-        if step.failure is not None:
-            self.fatal = self.fatal or step.failure
-        if step.over is not None:
-            self.job_over, self.job_clean = True, step.over
-        for link, request in step.joins:
-            assert self.scheduler is not None
-            actions += self._run(now, self.scheduler.on_request(link, request, now))
-        return actions
-
-    def _welcome(self, hellos: Sequence[tuple[Hello, Any]]) -> list[Action]:
-        """Answer HELLOs, with the table or an error."""
-        actions: list[Action] = []
-        for hello, body in hellos:
-            failed = isinstance(body, PSError)
-            answer = Message(Kind.HELLO, self.delivery.job, ids.SCHEDULER, hello.node, self.delivery.incarnation)
-            answer.body, answer.flags = body.to_wire() if failed else body, Flag.ERROR if failed else 0
-            if not failed:
-                self.delivery.open(hello.node, hello.link)
-            actions.append(Send(hello.link, answer))
-        return actions
-
-    def _announce(self, now: float, member: Member) -> list[Action]:
-        """Tell all others of a successor, and note who has heard of it."""
-        actions: list[Action] = []
-        for node in list(member.untold):
-            subject = (member.node, member.incarnation, node)
-            message = Message(Kind.REQUEST, op=Op.EVENT, body=["back", member.entry()])
-            actions += self.request(now, node, message, lambda _, s=subject: self._acknowledged.append(s))[1]  # type: ignore[misc]
-        return actions
-
     def beat_all(self, now: float) -> list[Action]:
         """Look at the connection of every member that had one, also of those that left."""
         assert self.scheduler is not None
-        return self._beats(self.scheduler.connected())
+        return self.beats(self.scheduler.connected())
 
-    def _is_member(self, request: Message) -> bool:
+    def is_member(self, request: Message) -> bool:
+        """Whether a request is of a process that the scheduler let in."""
         assert self.scheduler is not None
         return any(member.incarnation == request.incarnation for member in self.scheduler.membership.members)
 
-    def _beats(self, links: Sequence[Link]) -> list[Action]:
+    def beats(self, links: Sequence[Link]) -> list[Action]:
+        """A beat by each of these links."""
         beat = Message(Kind.BEAT, self.delivery.job, self.node, incarnation=self.delivery.incarnation)
         return [Send(link, beat) for link in links]
 
