@@ -16,10 +16,10 @@ from pslite.van.base import LinkDown, LinkRefused, LinkUp, Received, Rejected, V
 from pslite.wire import Flag, Kind, Link, Message, Op
 
 from .actions import Action, Connect, Deliver, Forget, Log, PeerAway, PeerBack, PeerEnded, Refuse
-from .membership import LOST_AFTER, Hint
+from .membership import Hint
 from .permissions import permitted
 from .recovery import HELLO_EVERY, Recollection, Search
-from .roster import Peer, peer_error
+from .roster import Outage, Peer, peer_error
 from .scheduler import Scheduler
 from .steps import carry_out
 from .strikes import Strikes
@@ -57,7 +57,7 @@ class Core:
     strikes: Strikes = field(default_factory=Strikes)  # of those who send what is no message of ours
     _early: list[tuple[Link, Message]] = field(default_factory=list)  # requests that came before the welcome
     _known_links: set[int] = field(default_factory=set)  # links of ours that were up once, by node
-    _down_since: dict[int, float] = field(default_factory=dict)  # links of ours that are broken, by node
+    _outages: dict[int, Outage] = field(default_factory=dict)  # links of ours that are broken, by node
 
     @property
     def node(self) -> int:
@@ -137,14 +137,14 @@ class Core:
         if isinstance(event, LinkUp):
             again = event.link in self._known_links
             self._known_links.add(event.link)
-            self._down_since.pop(event.link, None)
+            self._outages.pop(event.link, None)
             if again and self._may_change(event.link):
                 return self._greet(now)
             here = self.beats([ids.SCHEDULER]) if again and event.link == ids.SCHEDULER and self.node else []
             return [*here, *self.delivery.probe(now, event.link)] if again else []
         assert isinstance(event, LinkDown)
         if event.link in self._known_links:  # else nobody of this protocol has answered there yet
-            self._down_since.setdefault(event.link, now)
+            self._outages.setdefault(event.link, Outage(now))
             if self._search is not None and event.link == ids.SCHEDULER:
                 self._search.greet_at = None
         return []
@@ -321,7 +321,7 @@ class Core:
         peer = self.roster[node]
         peer.away = True
         self.delivery.suspend(node, peer.incarnation)
-        self._down_since.pop(node, None)
+        self._outages.pop(node, None)
         self._known_links.discard(node)
 
     def back(self, now: float, peer: Peer, link: Link = ids.SCHEDULER) -> list[Action]:
@@ -396,7 +396,7 @@ class Core:
         if message.flags & Flag.ERROR:
             return self._give_up(PSError.from_wire(message.body))
         self._search = None
-        self._down_since.pop(ids.SCHEDULER, None)
+        self._outages.pop(ids.SCHEDULER, None)
         scheduler = self.roster[ids.SCHEDULER]
         if scheduler.incarnation == message.incarnation:
             scheduler.away = False
@@ -460,14 +460,14 @@ class Core:
     def on_timer(self, now: float) -> list[Action]:
         """Probes that are due, links that stay down, and on the scheduler the liveness of all."""
         actions: list[Action] = list(self.delivery.on_timer(now))
-        for node, since in list(self._down_since.items()):
-            if now - since < LOST_AFTER:
+        for node, outage in list(self._outages.items()):
+            if not outage.is_final(now):
                 continue
-            del self._down_since[node]
+            del self._outages[node]
             if node == ids.SCHEDULER:
-                actions += self._lose_scheduler(now, since)
+                actions += self._lose_scheduler(now, outage.since)
             elif not self.returns:
-                reason = f"its connection broke {now - since:.1f} s ago and did not come back"
+                reason = f"its connection broke {now - outage.since:.1f} s ago and did not come back"
                 actions += self.lose(node, PeerLost(node=self.roster[node].name, reason=reason))
         if self._search is not None:
             actions += self._look_for_scheduler(now, self._search)
@@ -485,8 +485,7 @@ class Core:
         """When ``on_timer`` is due."""
         probe = self.delivery.next_timer()
         due = FOR_EVER if probe is None else probe
-        if self._down_since:
-            due = min(due, min(self._down_since.values()) + LOST_AFTER)
+        due = min([due, *(outage.until for outage in self._outages.values())])
         if self._search is not None:
             until = FOR_EVER if self.patience is None else self._search.since + self.patience
             due = min(due, until, FOR_EVER if self._search.greet_at is None else self._search.greet_at)

@@ -29,11 +29,11 @@ from pslite.errors import (
 from pslite.wire import Link, Message
 
 from .barrier import Answer
+from .roster import LOST_AFTER
 
 BEAT_INTERVAL = 0.25  # seconds between two looks at every member's connection
 MAX_ADDRESSES = 8  # of a server
 MAX_NAME = 256  # characters of a host name or an address; those of a Unix socket are 107 at most
-LOST_AFTER = 0.5  # seconds without a connection: ZeroMQ reconnects within 0.1
 KNOCK_FOR = 3.0  # seconds that a process may wish for a rank whose member is not known to be dead yet
 
 

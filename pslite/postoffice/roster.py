@@ -8,6 +8,9 @@ from typing import Any
 from pslite import ids
 from pslite.errors import PeerError, PeerLost, PSError, WorkerFinished
 
+LOST_AFTER = 0.75  # seconds without a connection: ZeroMQ reconnects within 0.1 if it can, within 0.6 after a cut
+LATE = 0.3  # seconds: a judge that is later than this was held up itself
+
 
 @dataclass(slots=True)
 class Peer:
@@ -36,6 +39,24 @@ class Peer:
     def entry(self) -> list[Any]:
         """What of this travels; the fields up to ``restarts`` in their order."""
         return [self.node, self.incarnation, self.addresses, self.host, self.pid, self.restarts]
+
+
+class Outage:
+    """A connection that broke: the peer is lost if it does not come back in time."""
+
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self.until = since + LOST_AFTER
+        self._pardoned = False
+
+    def is_final(self, now: float) -> bool:
+        """Whether the time is over. A judge that was held up does not know who else was, and waits once more."""
+        if now < self.until:
+            return False
+        if self._pardoned or now - self.until < LATE:
+            return True
+        self._pardoned, self.until = True, now + LOST_AFTER
+        return False
 
 
 def peer_error(node: int, wire: Any) -> PeerError:

@@ -256,6 +256,17 @@ class Shell:
                     self._followers.notify_all()
 
     def _pump(self, nested: bool) -> None:
+        """Receive and decide, and look at the timers."""
+        self._take_in(nested)
+        if self.now() >= self._timer_due:
+            self.van.wait(0)
+            self._take_in(nested)  # who would be judged now may just have come back
+            now = self.now()
+            self.run(self.core.on_timer(now))
+            self._callbacks.extend(callback for due, callback in self._planned if due <= now)
+            self._planned = [planned for planned in self._planned if planned[0] > now]
+
+    def _take_in(self, nested: bool) -> None:
         """Receive and decide until there is nothing more, or enough for the handlers to do."""
         while nested or self._deliveries.count < BATCH:
             event = self._next_event()
@@ -264,10 +275,6 @@ class Shell:
             if self._drop_rate and isinstance(event, Received) and self._rng.random() < self._drop_rate:
                 continue  # PS_DROP_MSG: a fault that tests inject
             self._handle(event)
-        if (now := self.now()) >= self._timer_due:
-            self.run(self.core.on_timer(now))
-            self._callbacks.extend(callback for due, callback in self._planned if due <= now)
-            self._planned = [planned for planned in self._planned if planned[0] > now]
 
     def _handle(self, event: VanEvent) -> None:
         try:

@@ -39,6 +39,7 @@ COPY_BELOW = 64 * 1024  # bytes; for smaller frames a copy is cheaper than ZeroM
 HEARTBEAT_INTERVAL = 250  # ms
 HEARTBEAT_TIMEOUT = 1000  # ms for an answer; then the peer is disconnected, and is lost if it does not come back soon
 ACKNOWLEDGED_WITHIN = 2000  # ms for a peer's kernel to take what we send; else the same
+CONNECT_WITHIN = 400  # ms for a peer's kernel to answer; then it is asked again
 HANDSHAKE = 2000  # ms
 MAX_CLOSED = 20  # connections that a peer closed in the handshake, 50 ms apart: it does not have the key we expect
 MAX_REFUSED = 1024  # links that nothing more is taken from
@@ -149,6 +150,8 @@ class ZmqVan(Van):
         dealer.setsockopt(zmq.IPV6, int("[" in address))
         dealer.setsockopt(zmq.RECONNECT_IVL, 50)  # ms; the default backs off to nothing and finds a restart late
         dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        # What TCP asks during a cut it asks again after a second: too late for a peer that is waited for less long.
+        dealer.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_WITHIN)
         self._secure(dealer, address, node)
         monitor = dealer.get_monitor_socket(_UP | _DOWN | _DENIED | _MISMATCH | _CLOSED)
         self._dealers[node], self._monitors[node] = dealer, monitor

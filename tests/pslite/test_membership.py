@@ -17,7 +17,8 @@ from pslite.errors import (
     WorkerFinished,
     WorkerLeft,
 )
-from pslite.postoffice.membership import BEAT_INTERVAL, LOST_AFTER, Hint, Member, Membership, Outcome, Policy, State
+from pslite.postoffice.membership import BEAT_INTERVAL, Hint, Member, Membership, Outcome, Policy, State
+from pslite.postoffice.roster import LOST_AFTER, Outage
 from pslite.postoffice.scheduler import Scheduler, Step
 from pslite.wire import Kind, Message, Op
 
@@ -242,6 +243,15 @@ def test_a_judge_that_slept_gives_everybody_another_chance() -> None:
         job.membership.on_unreachable(job.member(link).link, 100.0)
     assert job.membership.on_timer(100.0).ended == []
     assert [m.node for m in beats(job, 100.0, 101.5, {11})] == [11]
+
+
+def test_a_broken_connection_is_final_in_time_and_for_a_judge_that_was_held_up_once_later() -> None:
+    assert not Outage(10.0).is_final(10.0 + LOST_AFTER / 2)
+    assert Outage(10.0).is_final(10.0 + LOST_AFTER)
+    outage = Outage(10.0)
+    assert not outage.is_final(14.0)
+    assert not outage.is_final(14.0 + LOST_AFTER / 2)
+    assert outage.is_final(18.0)
 
 
 def test_who_has_left_is_not_judged() -> None:
