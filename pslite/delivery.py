@@ -80,9 +80,12 @@ class Outbox:
         return released
 
     def restart(self, now: float, link: Link) -> list[Message]:
-        """The node is another process now: number afresh what is unanswered, in the order of calls; what leaves."""
+        """The node is another process now: number anew what is unanswered, in the order of calls; what leaves.
+
+        No number is used twice, for what was sent before may still reach it.
+        """
         unanswered = [*self.pending.values(), *self.window.clear()]
-        self.link, self.away, self.next_seq, self.pending, self.acks, self.unsaid = link, False, 1, {}, [], 0
+        self.link, self.away, self.pending, self.acks, self.unsaid = link, False, {}, [], 0
         self.probes, self.probe_at = 0, None
         for pending in unanswered:
             self.window.wait(pending.message, pending)
@@ -239,6 +242,10 @@ class Delivery:
         else:
             outbox.link = link
 
+    def next_to(self, node: int) -> int:
+        """The number of the next request to this node."""
+        return self._outboxes[node].next_seq
+
     def link_to(self, node: int) -> Link | None:
         """The link that requests to this node take."""
         outbox = self._outboxes.get(node)
@@ -325,8 +332,7 @@ class Delivery:
         """Requests to deliver to the application, in the sender's order, and what to send."""
         inbox = self._inboxes.get(message.incarnation)
         if inbox is None:
-            inbox = self._inboxes[message.incarnation] = Inbox(link, expected=max(message.floor, 1))
-            inbox.replies = Window(lambda message: self._weigh(inbox.link, message))
+            inbox = self._open_inbox(message.incarnation, link, max(message.floor, 1))
         inbox.link = link
         inbox.forget(message.acks, message.floor)
         sends = inbox.release() if len(inbox.replies) else []
@@ -348,6 +354,17 @@ class Delivery:
         message.flags |= Flag.REPLAY
         inbox.active[message.seq] = message
         return [message], sends
+
+    def _open_inbox(self, incarnation: int, link: Link, expected: int) -> Inbox:
+        inbox = self._inboxes[incarnation] = Inbox(link, expected)
+        inbox.replies = Window(lambda message: self._weigh(inbox.link, message))
+        return inbox
+
+    def expect(self, incarnation: int, link: Link, seq: int) -> None:
+        """The requests of a sender begin with this number: what has a lower one was for another process."""
+        inbox = self._inboxes.get(incarnation)
+        if inbox is None or inbox.expected < seq:
+            self._open_inbox(incarnation, link, seq)
 
     def origin(self, incarnation: int) -> Link | None:
         """Where the requests of a process came from; None if there were none."""

@@ -384,12 +384,11 @@ class Core:
         hello = Message(Kind.HELLO, self.delivery.job, self.node, ids.SCHEDULER, self.delivery.incarnation)
         hello.body = self.recollection.hello(self.roster.values(), self.policy, self.epoch)
         hello.body["scheduler"] = self.roster[ids.SCHEDULER].incarnation
+        hello.body["next"] = self.delivery.next_to(ids.SCHEDULER)
         return [Send(ids.SCHEDULER, hello)]
 
     def _on_hello(self, now: float, link: Link, message: Message) -> list[Action]:
         if self.scheduler is not None:
-            if message.body["scheduler"] != self.delivery.incarnation:
-                self.delivery.forget(message.incarnation)  # it numbers its requests afresh when it has the answer
             return carry_out(self, now, self.scheduler.on_hello(link, message, now))
         if self._search is None or message.sender != ids.SCHEDULER:
             return []

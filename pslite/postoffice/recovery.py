@@ -107,6 +107,8 @@ class Hello:
     of_others: dict[tuple[int, int], tuple[int, int]]
     policy: str
     epoch: int
+    scheduler: int = 0  # the incarnation of the one that it knew
+    next: int = 1  # what it asks for from now on has this number, or a higher one
 
     @staticmethod
     def read(link: Link, message: Message) -> Hello:
@@ -123,8 +125,12 @@ class Hello:
             {(group, customer): (int(serial), int(n)) for group, customer, serial, n in body[what]}
             for what in ("barriers", "of others")
         )
+        scheduler, following = body["scheduler"], body["next"]
+        if type(scheduler) is not int or type(following) is not int:
+            raise ValueError("whom it knew, or what it will ask for")
         policy, epoch = str(body["policy"]), body["epoch"]
-        return Hello(link, message.sender, message.incarnation, seen, barriers, of_others, policy, epoch)
+        told = barriers, of_others, policy, epoch, scheduler, following
+        return Hello(link, message.sender, message.incarnation, seen, *told)
 
 
 @dataclass

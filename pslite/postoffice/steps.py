@@ -61,6 +61,8 @@ def _welcome(core: Core, hellos: Sequence[tuple[Hello, Any]]) -> list[Action]:
         answer.body, answer.flags = body.to_wire() if failed else body, Flag.ERROR if failed else 0
         if not failed:
             core.delivery.open(hello.node, hello.link)
+            if hello.scheduler != core.delivery.incarnation:
+                core.delivery.expect(hello.incarnation, hello.link, hello.next)
         actions.append(Send(hello.link, answer))
     return actions
 

@@ -303,6 +303,22 @@ def test_a_new_incarnation_starts_afresh() -> None:
         assert server.on_request(b"w", request)[0] == [request]
 
 
+def test_what_was_sent_to_a_predecessor_is_not_taken_for_what_is_numbered_anew() -> None:
+    """Both have the same address, and a message to the first one may come when the second serves."""
+    worker, first, second = Delivery(5, 1.0), Delivery(1, 1.0), Delivery(2, 1.0)
+    worker.open(1, 1)
+    sent = [worker.request(0.0, 1, Message(Kind.REQUEST, body=[n]), lambda _: None)[1][0].message for n in range(3)]
+    late = again(sent[2])
+    for message in sent:
+        first.on_request(b"w", message)
+    second.expect(5, b"w", worker.next_to(1))
+    assert second.on_request(b"w", late) == ([], [])
+    anew = [send.message for send in worker.resume(1.0, 1, 1)]
+    assert [request.body for m in anew for request in second.on_request(b"w", m)[0]] == [[0], [1], [2]]
+    second.expect(5, b"w", 1)
+    assert "parked=3" in repr(second), "a HELLO that comes again changes nothing"
+
+
 def test_a_gap_is_reported_at_once_and_only_once() -> None:
     server = Delivery(1, 1.0)
     ready, [send] = server.on_request(b"w", Message(Kind.REQUEST, sender=9, incarnation=5, seq=3, floor=1))
