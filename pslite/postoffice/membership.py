@@ -195,7 +195,7 @@ class Membership:
         if self.complete and known is not None:  # it is of the table that others knew, but was not welcomed itself
             known.link, known.join, known.state = link, request, State.RETURNING
             known.again = known.restarts > 0 and self.epoch > 1
-            return self._tell(known)
+            return self._tell(known).after(self._without(known))
         count = self.wanted[role]
         if wish is not None and not 0 <= wish < count:
             what = f"rank {wish!r} is not among the {count} {role}s of this job"
@@ -278,6 +278,14 @@ class Membership:
             return []
         member.untold.discard(by)
         return [] if member.untold else self._admit(member)
+
+    def _without(self, member: Member) -> Outcome:
+        """Let those in who waited for this one to hear of them: it is not welcome yet, and will hear with its welcome.
+
+        Else each would wait for the other.
+        """
+        others = [m for m in self.members if m.state == State.RETURNING and m is not member]
+        return Outcome([a for m in others for a in self.acknowledged(m.node, m.incarnation, member.node)])
 
     def _admit(self, member: Member) -> list[Answer]:
         member.state = State.UP

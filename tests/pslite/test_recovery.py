@@ -38,7 +38,7 @@ class Successor:
             peer.ended = (ended or {}).get(peer.node)  # type: ignore[assignment]
             peer.away = peer.node in away
         message = Message(Kind.HELLO, "job", node, incarnation=100 * again[node] + node)
-        message.body = Recollection().hello(peers, self.membership.policy.workers, 3)
+        message.body = Recollection().hello(peers, self.membership.policy.workers, 3) | {"scheduler": 1, "next": 1}
         return self.scheduler.on_hello(b"link%d" % node, message, now)
 
     def hints(self, now: float, **ends: int | None) -> Step:
@@ -146,6 +146,27 @@ def test_a_hello_that_lacks_something_changes_nothing(drop: str) -> None:
     with pytest.raises(LookupError):
         job.scheduler.on_hello(b"link", Message(Kind.HELLO, "job", SERVER, incarnation=SERVER, body=body), 0.1)
     assert not job.membership.complete
+
+
+def test_two_that_were_not_welcomed_do_not_wait_for_each_other() -> None:
+    """Each knows of the other by its own welcome; before that it acknowledges nothing."""
+    job = Successor()
+    again = {WORKERS[0]: 1, WORKERS[1]: 1}
+    job.hello(SERVER, 0.1, again)
+    body = ["worker", 0, [], "h", WORKERS[0], 1, "wait"]
+    first = Message(Kind.REQUEST, op=Op.JOIN, incarnation=100 + WORKERS[0], seq=1, body=body)
+    second = Message(Kind.REQUEST, op=Op.JOIN, incarnation=100 + WORKERS[1], seq=1, body=["worker", 1, *body[2:]])
+    job.scheduler.on_request(b"first", first, 0.2)
+    step = job.scheduler.on_request(b"second", second, 0.3)
+    assert step.complete
+    joined = [job.scheduler.on_request(link, request, 0.4) for link, request in step.joins]
+    assert [member.node for each in joined for member in each.back] == WORKERS
+    for node in WORKERS:
+        job.scheduler.acknowledged(node, 100 + node, SERVER)
+    assert job.state(WORKERS[0]) == State.UP
+    [welcome] = job.scheduler.acknowledged(WORKERS[1], 100 + WORKERS[1], WORKERS[0]).answers
+    assert welcome.request is second
+    assert job.state(WORKERS[1]) == State.UP
 
 
 # Barriers: three nodes come to one after the other; schedulers die, and some answers with them
