@@ -14,20 +14,16 @@ from unittest import mock
 import pslite.delivery
 import pslite.flow
 from pslite import ids
-from pslite.errors import PSError
-from pslite.postoffice.membership import Hint, Membership, Policy, State
-from pslite.postoffice.scheduler import Scheduler
 
+from .launcher import Launcher
 from .network import Connection, Network
 from .oracle import Oracle
 from .plan import Fault, Plan
-from .process import Process
-from .server import Kept, Server
-from .worker import Worker
+from .scheduler import Node
+from .server import Kept
 from .world import Violation, World
 
 LIMIT = 400.0  # seconds within which a job must have ended
-KILLED_WITHIN = 0.3  # seconds that the launcher takes to end a process that was given up
 
 
 @dataclass(frozen=True)
@@ -43,106 +39,6 @@ class Result:
     story: tuple[str, ...] = ()
 
 
-class Node(Process):
-    """The scheduler."""
-
-    def __init__(self, job: Job) -> None:
-        super().__init__(job, "scheduler", 0)
-        plan = job.plan
-        policy = Policy("wait", "wait", 6.0 if plan.lost >= 0 else None)
-        self.membership = Membership(plan.workers, plan.servers, "job", 60.0, 0.0, policy)
-        self.core.scheduler = Scheduler(self.membership)
-        self.core.delivery.node, self.core.delivery.job = ids.SCHEDULER, "job"
-        self.network.bind(self)
-
-    def begin(self) -> None:
-        self.poke()
-
-    def progress(self) -> None:
-        self.job.oracle.on_epoch(self.membership.epoch)
-        for role, rank, pid in self.core.given_up():
-            self.job.launcher.on_given_up(role, rank, pid)
-
-
-class Launcher:
-    """Starts processes, and starts those again that died."""
-
-    def __init__(self, job: Job) -> None:
-        self._job, self._world = job, job.world
-        self.processes: dict[tuple[str, int], Process] = {}  # the last ones
-        self.restarts = 0
-        self._told: set[int] = set()  # pids that were given up
-
-    def start(self, role: str, rank: int, restarts: int = 0) -> None:
-        """Start a process, and let the scheduler know."""
-        kind = Server if role == "server" else Worker
-        process = self.processes[role, rank] = kind(self._job, role, rank, restarts)
-        self._world.note(process.name, f"starts ({process.incarnation & 0xFFFF:04x})")
-        process.begin()
-        if restarts:
-            self.restarts += 1
-            self._world.after(self._world.rng.uniform(0, 0.2), self._tell)
-            self._world.after(1.0, self._tell)
-
-    def _tell(self) -> None:
-        hints = [Hint(p.role, p.rank, p.pid, None if self._returns(p) else -9, p.restarts)
-                 for p in self.processes.values()]  # fmt: skip
-        scheduler = self._job.scheduler
-        scheduler.do(scheduler.core.on_hints(self._world.now, hints))
-
-    def _returns(self, process: Process) -> bool:
-        return process.alive or process.leaving or (process.role, process.rank) != ("worker", self._job.plan.lost)
-
-    def kill(self, process: Process) -> None:
-        """A process dies by a signal; its successor starts a while later."""
-        if not process.alive:
-            return
-        process.alive = False
-        self._job.network.on_death(process)
-        if self.processes[process.role, process.rank] is process:
-            if self._returns(process):
-                self._succeed(process)
-            elif self._world.rng.random() < 0.5:
-                self._world.after(0.5, self._tell)
-
-    def _succeed(self, process: Process) -> None:
-        delay = self._world.rng.choice((0.05, 0.3, 1.0, 2.5))
-        self._world.after(delay, partial(self.start, process.role, process.rank, process.restarts + 1))
-
-    def end(self, process: Process) -> None:
-        """A process has done its part and exits."""
-        if process.alive:
-            process.alive = False
-            self._job.network.on_death(process)
-
-    def give_up(self, process: Process, error: PSError) -> None:
-        """A process cannot go on. Nobody but one that was taken for dead, or lost the scheduler, may come to that."""
-        self._world.note(process.name, f"gives up: {error}")
-        member = self._job.membership.find(process.node)
-        replaced = member is None or member.incarnation != process.incarnation or member.state == State.AWAY
-        if not replaced and process.core.fatal is None and self._job.plan.lost < 0:
-            raise Violation(f"{process.name} was answered {error!r}")
-        if process.core.fatal is not None and not replaced and getattr(error, "node", "") != "scheduler":
-            raise Violation(f"{process.name} ended with {error!r}")
-        self.kill(process)
-
-    def on_given_up(self, role: str, rank: int, pid: int) -> None:
-        """The scheduler takes a process for dead, which may only be stopped or cut off."""
-        process = self.processes[role, rank]
-        if pid != process.pid or pid in self._told or not process.alive:
-            return
-        self._told.add(pid)
-        zombie = role == "worker" and self._job.plan.zombies and self._returns(process)
-        end = partial(self._replace if zombie else self.kill, process)
-        self._world.after(self._world.rng.uniform(0, KILLED_WITHIN), end)
-
-    def _replace(self, process: Process) -> None:
-        """Start a successor although the process may live: its host cannot be reached."""
-        if process.alive and self.processes[process.role, process.rank] is process:
-            self._world.note(process.name, "is a zombie now")
-            self._succeed(process)
-
-
 class Job:
     """One schedule."""
 
@@ -155,8 +51,7 @@ class Job:
         self.network = Network(self)
         self.oracle = Oracle(self)
         self.launcher = Launcher(self)
-        self.scheduler = Node(self)
-        self.membership = self.scheduler.membership
+        self.scheduler: Node  # the last one
         self._armed = False
 
     def next_pid(self) -> int:
@@ -191,7 +86,9 @@ class Job:
         )
 
     def _begin(self) -> None:
-        self.scheduler.begin()
+        self.launcher.start("scheduler", 0)
+        if self.plan.early:
+            self.world.at(self.plan.early, self._kill_scheduler)
         for role, count in (("server", self.plan.servers), ("worker", self.plan.workers)):
             for rank in range(count):
                 self.world.at(self.world.rng.uniform(0, 0.2), partial(self.launcher.start, role, rank))
@@ -202,8 +99,12 @@ class Job:
             for fault in self.plan.faults:
                 self.world.after(fault.at, partial(self._harm, fault))
         return self._armed and self.scheduler.core.job_over and not any(
-            process.alive for process in self.launcher.processes.values()
+            process.alive for process in self.launcher.processes.values() if process is not self.scheduler
         )
+
+    def _kill_scheduler(self) -> None:
+        if not self.scheduler.core.ready:
+            self.scheduler.doom = "event", 1
 
     def _waiting(self) -> list[str]:
         return [f"{p.name} {p.core.delivery!r}" for p in self.launcher.processes.values() if p.alive]
@@ -234,7 +135,7 @@ class Job:
     # -- faults -------------------------------------------------------------------------------------------------------
 
     def _harm(self, fault: Fault) -> None:
-        process = self.launcher.processes.get((fault.role, fault.rank), self.scheduler)
+        process = self.launcher.processes[fault.role, fault.rank]
         if not process.alive or process.leaving:
             return
         self.world.note(process.name, fault)
@@ -243,7 +144,7 @@ class Job:
         elif fault.kind == "pause":
             process.pause(fault.seconds)
         elif fault.kind == "slow":
-            process.slowness = fault.seconds
+            process.slowness, process.excused = fault.seconds, True
             self.world.after(3.0, partial(setattr, process, "slowness", 0.0))
         elif fault.kind == "break":
             connection = self.network.some(self._any)

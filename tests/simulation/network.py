@@ -43,6 +43,7 @@ class Network:
         self._job, self._world, self._plan = job, job.world, job.plan
         self._bound: dict[str, Process] = {}
         self._connections: list[Connection] = []
+        self.cut_off: set[str] = set()  # roles and ranks that ever were
         self._cuts: dict[tuple[str, str], int] = {}  # how many cuts there are, from a role and rank to another
 
     def bind(self, process: Process) -> None:
@@ -64,9 +65,12 @@ class Network:
 
     def _try(self, connection: Connection) -> None:
         client, server = connection.client, self._bound.get(connection.address)
-        if connection.dropped or connection.up[True] or not client.alive or (server is not None and not server.alive):
+        if connection.dropped or connection.up[True] or not client.alive:
             return
-        if server is None or client.stopped or server.stopped or self._is_cut(connection):
+        if server is not None and not server.alive and connection.node != ids.SCHEDULER:
+            return  # its successor has another address
+        gone = server is None or not server.alive
+        if server is None or gone or client.stopped or server.stopped or self._is_cut(connection):
             self._world.after(self._world.rng.uniform(0.05, 0.4), partial(self._try, connection))
             return
         connection.server, connection.age = server, connection.age + 1
@@ -82,6 +86,7 @@ class Network:
         if not connection.up[True]:
             return
         self._world.note(connection.client.name, f"loses its connection to {ids.name_of(connection.node)}")
+        connection.client.excused = True
         age = connection.age
         self._drop(connection)
         connection.up[False] = True
@@ -106,10 +111,17 @@ class Network:
                 self._connections.remove(connection)
                 self._world.after(self._world.rng.uniform(0, 0.05), partial(connection.up.__setitem__, False, False))
             elif connection.up[True]:
-                connection.up = {True: False, False: False}
-                self._world.after(
-                    self._world.rng.uniform(0, 0.05), partial(connection.client.arrive, LinkDown(connection.node))
-                )
+                self._lose(connection)
+
+    def _lose(self, connection: Connection) -> None:
+        """Who accepted this connection is dead. A scheduler's successor accepts it on the same listening socket."""
+        noticed = self._world.rng.uniform(0, 0.05)
+        self._world.after(noticed, partial(connection.client.arrive, LinkDown(connection.node)))
+        if connection.node == ids.SCHEDULER:
+            self._drop(connection)
+            self._world.after(noticed + self._world.rng.uniform(0.05, 0.4), partial(self._try, connection))
+        else:
+            connection.up = {True: False, False: False}
 
     def some(self, choose: Callable[[list[Connection]], Connection]) -> Connection | None:
         """One of the connections that are up."""
@@ -163,6 +175,7 @@ class Network:
         """Nothing gets from the first to the second of each pair for so long; connections break if that is too long."""
         for pair in pairs:
             self._cuts[pair] = self._cuts.get(pair, 0) + 1
+            self.cut_off.update(pair)
         for connection in [c for c in self._connections if self._is_cut(c)]:
             self._world.after(connection.patience, partial(self._give_up, connection, connection.age))
         self._world.after(seconds, partial(self._heal, pairs))

@@ -48,7 +48,8 @@ class Plan:
     delay: float = 0.005
     in_order: bool = True
     resend_timeout: float = 0.5
-    asked: str = "wait"  # on_worker_lost
+    asked: str = "wait"  # on_worker_lost, or 'shrink'
+    early: float = 0.0  # when the scheduler dies, if not all have joined by then; 0: it does not
     lost: int = -1  # the worker that is not started again
     zombies: bool = False  # workers that are given up are not ended before their successors start
     faults: list[Fault] = field(default_factory=list)
@@ -64,7 +65,8 @@ def draw(seed: int) -> Plan:
     rng = Random(seed)
     pick = rng.choice
     workers, servers = pick((3, 3, 3, 3, 3, 4)), 2
-    lost = rng.randrange(workers) if rng.random() < 0.06 else -1
+    shrinks = rng.random() < 0.1
+    lost = rng.randrange(workers) if not shrinks and rng.random() < 0.06 else -1
     faults = [_fault(rng, workers, servers, lost) for _ in range(pick((2, 2, 3, 4)))]
     if lost >= 0:
         faults.append(Fault(rng.uniform(0, 0.8), "crash", "worker", lost, pick(POINTS[:2]), rng.randint(1, 30)))
@@ -88,6 +90,8 @@ def draw(seed: int) -> Plan:
         delay=pick((0.0005, 0.005, 0.05)),
         in_order=rng.random() < 0.6,
         resend_timeout=pick((0.1, 0.5, 1.0)),
+        asked="shrink" if shrinks else "wait",
+        early=rng.uniform(0.05, 0.3) if rng.random() < 0.05 else 0.0,
         lost=lost,
         zombies=rng.random() < 0.3,
         faults=sorted(faults, key=lambda fault: fault.at),
@@ -99,6 +103,8 @@ def _fault(rng: Random, workers: int, servers: int, lost: int) -> Fault:
     everybody = [("server", r) for r in range(servers)] + [("worker", r) for r in range(workers)]
     role, rank = rng.choice(everybody)
     if kind == "crash":
+        if rng.random() < 0.15:
+            role, rank = "scheduler", 0
         points = POINTS if role == "server" else POINTS[:2]
         return Fault(at, kind, role, rank, rng.choice(points), rng.randint(1, 12))
     seconds = rng.choice((0.1, 0.4, 0.9, 2.0, 4.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from pslite.delivery import Delivery, Send
 from pslite.flow import Arrivals
 from pslite.postoffice.actions import Action, Connect, Deliver, PeerAway, PeerBack, PeerEnded
 from pslite.postoffice.core import LOOPBACK, Core
+from pslite.postoffice.recovery import routing_id
 from pslite.van.base import Received, VanEvent
 from pslite.wire import Frame, Kind, Link, Message, decode
 
@@ -34,7 +36,7 @@ class Process:
         self.job, self.world, self.network = job, job.world, job.network
         self.role, self.rank, self.restarts = role, rank, restarts
         self.incarnation = self.world.rng.getrandbits(62)
-        self.link = self.incarnation.to_bytes(8, "big")  # its routing id
+        self.link = routing_id("job", role, self.incarnation).encode()
         self.address = "root" if role == "scheduler" else f"sim:{self.incarnation:x}"
         self.node = ids.node_id(role, rank)
         self.place = ids.name_of(self.node)  # where it is, in the network; its successor is there, too
@@ -46,6 +48,8 @@ class Process:
         self.alive = True
         self.joined = False
         self.leaving = False  # it has nothing left to do but to leave: it is not harmed any more
+        self.status: int | None = None  # with which it has ended by itself
+        self.excused = False  # something was done to it for which it may be taken for dead
         self.free_at = 0.0  # until then it handles nothing
         self.slowness = 0.0  # seconds that it takes for each event
         self.doom: tuple[str, int] | None = None  # it dies at the n-th point of this kind from now on
@@ -62,7 +66,8 @@ class Process:
         """The process starts."""
         self.network.connect(self, ids.SCHEDULER, "root")
         addresses = [self.address] if self.role == "server" else []
-        wishes = (self.rank, addresses, "host", self.pid, self.restarts, self.job.plan.asked)
+        asked = self.job.plan.asked if self.role == "worker" else ""
+        wishes = (self.rank, addresses, "host", self.pid, self.restarts, asked)
         self._guarded(lambda: self.run(self.core.join(self.world.now, *wishes)))
 
     def on_join(self) -> None:
@@ -94,7 +99,7 @@ class Process:
 
     def pause(self, seconds: float) -> None:
         """Handle nothing for so long, as after SIGSTOP."""
-        self.free_at = max(self.free_at, self.world.now + seconds)
+        self.free_at, self.excused = max(self.free_at, self.world.now + seconds), True
         self.network.on_pause(self, self.world.now + seconds)
 
     @property
@@ -199,9 +204,9 @@ class Process:
 
     # -- actions ------------------------------------------------------------------------------------------------------
 
-    def do(self, actions: list[Any]) -> None:
-        """Carry out what the core decided outside an event of its own, for the launcher."""
-        self._guarded(lambda: self.run(actions))
+    def do(self, decide: Callable[[], list[Action]]) -> None:
+        """Carry out what the core decides outside an event of its own, for the launcher."""
+        self._guarded(lambda: self.run(decide()))
 
     def run(self, actions: list[Action]) -> None:
         """Carry out actions, as the real shell does."""

@@ -57,7 +57,7 @@ class Worker(Process):
 
     def _left(self, reply: Message | PSError) -> None:
         self.finished = True
-        self.world.after(0.0, lambda: self.job.launcher.end(self))
+        self.world.after(0.0, lambda: self.job.launcher.end(self, 0 if self.error is None else 1))
 
     # -- the script ---------------------------------------------------------------------------------------------------
 
