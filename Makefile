@@ -20,7 +20,7 @@ stamp = $(VENV)/.installed-$(subst $(comma),+,$(1))
 help:
 	@echo 'make demo   train on real images with one process, then with 4 workers and 2 servers'
 	@echo 'make test   run the tests'
-	@echo 'make soak   100,000 simulated jobs under faults; SOAK=N for another number'
+	@echo 'make soak   100,000 simulated jobs under faults (SOAK=N for another number), then every case of faults, hours'
 	@echo 'make lint   ruff, mypy, the layers of imports, sleeps in tests'
 	@echo 'make clean  remove .venv and everything that was built'
 
@@ -32,6 +32,7 @@ test: $(call stamp,$(EXTRAS))
 
 soak: $(call stamp,$(EXTRAS))
 	$(BIN)/python -m tests.simulation --count $(SOAK) --jobs $(JOBS)
+	$(BIN)/python -m tests.cases --trials soak --table --update docs/reliability.md
 
 lint: $(call stamp,lint)
 	$(BIN)/ruff check .

@@ -46,11 +46,12 @@ def _summary(case: str, trials: Sequence[Outcome]) -> dict[str, Any]:
         "doubled": sum(trial.doubled for trial in trials),
         "hung": sum(trial.hung for trial in trials),
         "wrong": sum(not trial.ok for trial in trials),
-        **{name: _percentiles([getattr(trial, name) for trial in trials]) for name in _TIMES},
+        **{name: percentiles([getattr(trial, name) for trial in trials]) for name in _TIMES},
     }
 
 
-def _percentiles(times: Sequence[float | None]) -> list[float] | None:
+def percentiles(times: Sequence[float | None]) -> list[float] | None:
+    """The 50th and the 99th of the times that are known."""
     known = sorted(time for time in times if time is not None)
     return [known[math.ceil(part * len(known)) - 1] for part in (0.5, 0.99)] if known else None
 

@@ -1,0 +1,31 @@
+"""A few trials of each case; `make soak` runs many."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from .__main__ import calls
+from .case import Case, load
+
+SEED = int(os.environ.get("CASES_SEED") or time.time_ns() // 10**9 % 10**6)
+
+
+def parameters() -> list[object]:
+    own = [case for case in load() if not case.in_suite]
+    return [pytest.param(case, id=case.id, marks=pytest.mark.timeout(case.limit * case.quick + 30)) for case in own]
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.parametrize("case", parameters())
+def test_case(case: Case) -> None:
+    if lacking := case.missing():
+        if os.environ.get("CI") == "true":
+            pytest.fail(lacking, pytrace=False)
+        pytest.skip(lacking)
+    wrong = [text for _, text in calls(case, case.quick, SEED) if text]
+    if wrong:
+        pytest.fail("\n".join(wrong), pytrace=False)
