@@ -46,9 +46,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "pslite chaos") -> int:
 def _try(options: Options, case: str, seed: int) -> Outcome:
     width = lanes.width(options.workers)
     job = Job(options.type, options.workers, tuple(width * times for times in _SIZES))
-    faults = plan(case, seed, options.seconds, options.workers, options.servers)
+    rounds = [
+        plan(case, seed, options.seconds, options.workers, options.servers, round) for round in range(options.rounds)
+    ]
     with Trial(job, options.servers, options.transport, options.launcher) as trial:
-        return trial.run(case, seed, options.seconds, faults, options.must_survive)
+        return trial.run(case, seed, options.seconds, rounds, options.must_survive)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ examples:
   pslite chaos --faults kill-worker,kill-server --trials 10
   pslite chaos --faults kill-worker+kill-server --seed 7 --json
   pslite chaos --faults pause-server --type dist_sync -- --log-dir logs
+  pslite chaos --faults kill-server --rounds 10 --seconds 1 -- --max-restarts 10
 """
 
 
@@ -34,6 +35,7 @@ class Options:
     servers: int = 2
     seconds: float = 10.0
     faults: tuple[str, ...] = ("none", "pause-server", "kill-worker", "kill-server", "kill-scheduler")
+    rounds: int = 1
     trials: int = 1
     seed: int = 0
     type: str = "dist_async"
@@ -74,10 +76,13 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--faults",
         default=",".join(Options.faults),
         metavar="CASE,...",
-        help="kill-, stop- or pause- with worker, server or scheduler, several in one trial joined by +, or none "
-        "(default: %(default)s)",
+        help="kill-, stop-, pause- or freeze- with worker, server or scheduler, several in one round joined by +, or "
+        "none (default: %(default)s)",
     )
-    harm.add_argument("--seconds", type=float, default=10.0, metavar="S", help="length of a trial (default: 10)")
+    harm.add_argument("--seconds", type=float, default=10.0, metavar="S", help="length of a round (default: 10)")
+    harm.add_argument(
+        "--rounds", type=_count, default=1, metavar="N", help="of faults in each trial, when all go on (default: 1)"
+    )
     harm.add_argument("--trials", type=_count, default=1, metavar="N", help="of each case (default: 1)")
     harm.add_argument("--seed", type=int, metavar="N", help="of the first trial; the next has the next number")
     harm.add_argument("--must-survive", action="store_true", help="it is wrong if a job ends before its time")

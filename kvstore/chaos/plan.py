@@ -9,13 +9,14 @@ from random import Random
 
 from pslite.errors import ConfigError
 
-PAUSE = 0.4  # seconds: less than a peer is waited for, so that nobody may be given up
-_NAME = re.compile(r"(kill|stop|pause)-(worker|server|scheduler)")
+#: Seconds from SIGSTOP to SIGCONT: a pause is less than a peer is waited for, so that nobody may be given up.
+LASTS = {"pause": 0.4, "freeze": 5.0}
+_NAME = re.compile(r"(kill|stop|pause|freeze)-(worker|server|scheduler)")
 
 
 @dataclass(frozen=True)
 class Injection:
-    """One fault: ``at`` seconds after all work, ``how`` is kill (SIGKILL), stop (SIGSTOP) or pause (and SIGCONT)."""
+    """One fault: ``at`` seconds after all work, ``how`` is kill (SIGKILL), stop (SIGSTOP), or one of ``LASTS``."""
 
     at: float
     how: str
@@ -36,14 +37,14 @@ class Injection:
 def check(case: str) -> str:
     """The case, if it is one: ``none``, or names of faults with + between them. Raises ConfigError."""
     if case != "none" and not all(_NAME.fullmatch(name) for name in case.split("+")):
-        allowed = "give none, or kill, stop or pause and -worker, -server or -scheduler, several joined by +"
+        allowed = "give none, or kill, stop, pause or freeze and -worker, -server or -scheduler, several joined by +"
         raise ConfigError(name="--faults", value=case, allowed=allowed)
     return case
 
 
-def plan(case: str, seed: int, seconds: float, workers: int, servers: int) -> list[Injection]:
-    """The faults of a case, each at a random time in the middle of the run, in the order of time."""
-    random = Random(f"{case} {seed}")
+def plan(case: str, seed: int, seconds: float, workers: int, servers: int, round: int = 0) -> list[Injection]:
+    """The faults of a case, each at a random time in the middle of the round, in the order of time."""
+    random = Random(f"{case} {seed} {round}")
     return sorted(_draw(case, random, seconds, workers, servers), key=lambda injection: injection.at)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from .trial import Outcome
 
 _TIMES = ("detected", "recovered", "ended")
-_COLUMNS = ("case", "seeds", "trials", "pushes", "lost", "doubled", "hung", "wrong", *_TIMES)
+_COLUMNS = ("case", "seeds", "trials", "faults", "pushes", "lost", "doubled", "hung", "wrong", *_TIMES)
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
@@ -41,12 +41,15 @@ def _summary(case: str, trials: Sequence[Outcome]) -> dict[str, Any]:
         "case": case,
         "seeds": [trials[0].seed, trials[-1].seed],
         "trials": len(trials),
+        "faults": sum(trial.faults for trial in trials),
         "pushes": sum(trial.pushes for trial in trials),
         "lost": sum(trial.lost for trial in trials),
         "doubled": sum(trial.doubled for trial in trials),
         "hung": sum(trial.hung for trial in trials),
         "wrong": sum(not trial.ok for trial in trials),
-        **{name: percentiles([getattr(trial, name) for trial in trials]) for name in _TIMES},
+        "detected": percentiles([time for trial in trials for time in trial.detected]),
+        "recovered": percentiles([time for trial in trials for time in trial.recovered]),
+        "ended": percentiles([trial.ended for trial in trials]),
     }
 
 

@@ -16,21 +16,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .findings import find
-from .plan import PAUSE, Injection
+from .plan import LASTS, Injection
 from .worker import STACKS, Job
 
 START_WITHIN = 60.0  # seconds to the first acknowledged push of every worker
+DIE_WITHIN = 30.0  # seconds for a job that kills itself to do so
 END_WITHIN = 15.0  # seconds from the last fault and the order to stop to the end of the job; then it hangs
+_SUCCESSOR_WITHIN = 5.0  # seconds to wait for a process that is being started again when it shall be harmed
 _STACKS_WITHIN = 1.0  # seconds for processes to write their stacks
 _GRACE = 2  # seconds that the launcher gives a stopped process
 _POLL = 0.005  # seconds between two looks at the ledger
 _RECOVERED = 4  # pushes that were acknowledged since: more than were under way
 _LAST_WORDS = 20  # lines
+_DEATH = re.compile(r"^pslite: ((?:worker|server) \d+|scheduler) on .* restart \d+ of \d+$", re.MULTILINE)
 
 
 @dataclass
 class Outcome:
-    """What a trial showed. Times are seconds since the fault; None where there is none."""
+    """What a trial showed. Times are seconds since the fault; of each fault, where it has one."""
 
     case: str
     seed: int
@@ -39,8 +42,10 @@ class Outcome:
     lost: int = 0
     doubled: int = 0
     hung: bool = False  # the watchdog had to end it
-    detected: float | None = None  # a worker that was not harmed raised an error
-    recovered: float | None = None  # every worker that runs goes on
+    faults: int = 0  # that were done
+    detected: list[float] = field(default_factory=list)  # the launcher says so, or somebody raised an error
+    recovered: list[float] = field(default_factory=list)  # every worker goes on
+    deaths: list[str] = field(default_factory=list)  # processes that the launcher started again, as it calls them
     ended: float | None = None  # the launcher ended, if the job could not go on
     problems: list[str] = field(default_factory=list)
     stacks: str = ""  # of all processes, when the watchdog fired
@@ -59,7 +64,8 @@ class _Harm:
     pid: int
     at: float
     marks: dict[int, int]
-    recovered: float | None = None  # seconds, set once every worker has pushed on
+    detected: float | None = None  # seconds; set once
+    recovered: float | None = None
 
 
 class Trial:
@@ -91,53 +97,66 @@ class Trial:
         os.close(self._ended)
         self._scratch.cleanup()
 
-    def run(self, case: str, seed: int, seconds: float, faults: Sequence[Injection], must_survive: bool) -> Outcome:
-        """Let the job run for so many seconds, do it this harm, and judge it."""
+    def run(
+        self, case: str, seed: int, seconds: float, rounds: Sequence[Sequence[Injection]], must_survive: bool,
+        deaths: int = 0,
+    ) -> Outcome:  # fmt: skip
+        """Let the job run, do it harm, and judge it. A round of faults takes so long, and until everybody goes on.
+
+        ``deaths``: also until so many processes were started again; the job may be one that kills itself.
+        """
         outcome = Outcome(case, seed)
         ranks = range(self._job.workers)
         self._until(time.monotonic() + START_WITHIN, lambda: all(self._ledger.acked(rank).min() > 0 for rank in ranks))
         if self._launcher.poll() is not None:
             outcome.problems.append(self._words("the job did not start"))
             return outcome
-        begin = time.monotonic()
-        for fault in faults:
-            self._until(begin + fault.at)
-            self._harm(fault)
-            if fault.how == "pause":
-                self._until(time.monotonic() + PAUSE)
-                self._signal(fault, signal.SIGCONT)
-        self._until(begin + seconds)
+        for faults in rounds:
+            self._round(faults, seconds)
+        self._until(time.monotonic() + DIE_WITHIN, lambda: len(self._deaths()) >= deaths)
         self._ledger.stop = True
         self._until(time.monotonic() + END_WITHIN)
         if self._launcher.poll() is None:
             self._watchdog(outcome)
-        self._judge(outcome, must_survive or all(fault.survivable for fault in faults))
+        self._judge(outcome, must_survive or all(fault.survivable for faults in rounds for fault in faults))
         return outcome
 
     # -- harm ---------------------------------------------------------------------------------------------------------
 
-    def _harm(self, fault: Injection) -> None:
-        marks = {rank: int(self._ledger.acked(rank).min()) for rank in range(self._job.workers)}
-        pid = self._signal(fault, signal.SIGKILL if fault.how == "kill" else signal.SIGSTOP)
-        if pid is not None:
-            self._harms.append(_Harm(fault, pid, time.monotonic(), marks))
+    def _deaths(self) -> list[str]:
+        return _DEATH.findall(self._output.read_text(errors="replace"))
 
-    def _signal(self, fault: Injection, signum: int) -> int | None:
-        """The pid of the process that got the signal; None if it has ended."""
-        pid = int((self._directory / f"{fault.role}{fault.rank}.pid").read_text())
-        try:
-            os.kill(pid, signum)
-        except ProcessLookupError:
-            return None
-        return pid
+    def _round(self, faults: Sequence[Injection], seconds: float) -> None:
+        begin = time.monotonic()
+        for fault in faults:
+            self._until(begin + fault.at)
+            self._harm(fault)
+        self._until(begin + seconds)
+        self._until(time.monotonic() + END_WITHIN, lambda: all(harm.recovered is not None for harm in self._harms))
+
+    def _harm(self, fault: Injection) -> None:
+        """Signal the process that runs in this place; its predecessor may just have been killed."""
+        marks = {rank: int(self._ledger.acked(rank).min()) for rank in range(self._job.workers)}
+        signum = signal.SIGKILL if fault.how == "kill" else signal.SIGSTOP
+        note = self._directory / f"{fault.role}{fault.rank}.pid"
+        self._until(time.monotonic() + _SUCCESSOR_WITHIN, lambda: _sent(int(note.read_text()), 0))
+        pid, at = int(note.read_text()), time.monotonic()
+        if _sent(pid, signum):
+            self._harms.append(_Harm(fault, pid, at, marks))
+            if fault.how in LASTS:
+                self._until(at + LASTS[fault.how])
+                _sent(pid, signal.SIGCONT)
 
     def _look(self) -> None:
-        """Note who goes on after a fault."""
+        """Note who has noticed a fault, and who goes on after it."""
+        now = time.monotonic()
         for harm in self._harms:
             if harm.recovered is None and all(
                 self._ledger.acked(rank).min() >= mark + _RECOVERED for rank, mark in harm.marks.items()
             ):
-                harm.recovered = time.monotonic() - harm.at
+                harm.recovered = now - harm.at
+            if harm.detected is None and f"(pid {harm.pid})" in self._output.read_text(errors="replace"):
+                harm.detected = now - harm.at
 
     def _until(self, deadline: float, condition: Callable[[], bool] = lambda: False) -> None:
         """Wait until the condition, the deadline or the launcher's end."""
@@ -160,12 +179,17 @@ class Trial:
 
     def _judge(self, outcome: Outcome, must_survive: bool) -> None:
         outcome.status = self._launcher.wait()
-        outcome.recovered = max([harm.recovered for harm in self._harms if harm.recovered is not None], default=None)
+        outcome.faults = len(self._harms)
+        outcome.deaths = self._deaths()
+        outcome.detected = [harm.detected for harm in self._harms if harm.detected is not None]
+        outcome.recovered = [harm.recovered for harm in self._harms if harm.recovered is not None]
         outcome.pushes = sum(int(self._ledger.acked(rank).min()) for rank in range(self._job.workers))
         found = find(self._directory, self._job, self._ledger)
         outcome.lost, outcome.doubled = found.lost, found.doubled
         outcome.problems += found.problems
         if outcome.status == 0:
+            if must_survive and len(outcome.recovered) < outcome.faults:
+                outcome.problems.append(self._words(f"not everybody went on within {END_WITHIN:g} s after a fault"))
             if found.finals != self._job.workers:
                 outcome.problems.append(f"{found.finals} of {self._job.workers} workers came to the end")
         elif not outcome.hung:
@@ -180,7 +204,7 @@ class Trial:
         outcome.ended = time.monotonic() - at
         harmed = {harm.fault.rank for harm in self._harms if harm.fault.role == "worker"}
         failures = [self._ledger.failed_at(rank) for rank in range(self._job.workers) if rank not in harmed]
-        outcome.detected = min([time - at for time in failures if time is not None], default=None)
+        outcome.detected = [*outcome.detected, *(time - at for time in failures if time is not None)][:1]
         output = self._output.read_text(errors="replace")
         named = (rf"{harm.fault.target} (on localhost )?\(pid {harm.pid}\b" for harm in self._harms)
         if not any(re.search(pattern, output) for pattern in named):
@@ -189,3 +213,12 @@ class Trial:
     def _words(self, what: str) -> str:
         last = self._output.read_text(errors="replace").strip().splitlines()[-_LAST_WORDS:]
         return "\n  ".join([f"{what}:", *last])
+
+
+def _sent(pid: int, signum: int) -> bool:
+    """Whether there was such a process to be sent a signal."""
+    try:
+        os.kill(pid, signum)
+    except ProcessLookupError:
+        return False
+    return True

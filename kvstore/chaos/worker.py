@@ -38,11 +38,15 @@ _AHEAD = 4  # steps that a worker may at most be ahead of rank 0, and one
 
 @dataclass(frozen=True)
 class Job:
-    """What the processes of a job must know. ``sizes``: elements of each key, multiples of ``lanes.width(workers)``."""
+    """What the processes of a job must know. ``sizes``: elements of each key, multiples of ``lanes.width(workers)``.
+
+    ``barrier_every``: steps between barriers of a synchronous job; 0 for none.
+    """
 
     type: str
     workers: int
     sizes: tuple[int, ...]
+    barrier_every: int = 0
 
     def write(self, directory: Path) -> Ledger:
         """Prepare a directory for the job."""
@@ -73,22 +77,26 @@ class Worker:
         self._ledger = job.ledger(directory)
         self._keys = [f"key{index}" for index in range(len(job.sizes))]
         self._outs = [np.zeros(size) for size in job.sizes]
-        self._under_way: deque[Handle] = deque()
+        self._under_way: deque[tuple[int, Handle]] = deque()  # steps and their pushes
         self._seen = np.zeros((len(self._keys), job.workers), np.int64)  # the counts of the last pull
 
     def run(self) -> None:
         """From the first push to the comparison of the last values."""
         self._kv.set_updater(_ADD)
         self._kv.init(self._keys, self._outs)
-        self._resume()
+        again = int(self._mine[0].max())  # steps that an earlier process of this rank has begun
+        self._pull(None)
         in_step = self._job.type == "dist_sync"
-        step = int(self._mine[1][0])
+        step = self._kv.start_step
         while not self._done(step, in_step):
             step += 1
             self._push(step)
             self._answer(0 if in_step else _UNDER_WAY)
             if in_step or step % _PULL_EVERY == 0:
-                self._pull(step if in_step else None)
+                self._pull(step if in_step and step > again else None)
+            if in_step and self._job.barrier_every and step % self._job.barrier_every == 0:
+                self._kv.barrier()
+            self._kv.step()
         self._answer(0)
         self._kv.barrier()
         self._pull(None)
@@ -98,12 +106,6 @@ class Worker:
     def _mine(self) -> tuple[Numbers, Numbers]:
         rank = self._kv.rank
         return self._ledger.attempted(rank), self._ledger.acked(rank)
-
-    def _resume(self) -> None:
-        """What an earlier process of this rank had under way is in by now, or never will be: go on behind it."""
-        self._pull(None)
-        attempted, acked = self._mine
-        attempted[:] = acked[:] = [lanes.count(value, self._kv.rank) for value in self._outs]
 
     def _done(self, step: int, in_step: bool) -> bool:
         if not in_step:
@@ -115,18 +117,19 @@ class Worker:
     def _push(self, step: int) -> None:
         """As one list, or call by call: these take different ways."""
         values = [lanes.contribution(self._job.workers, self._kv.rank, step, size) for size in self._job.sizes]
-        self._mine[0][:] = step
+        np.maximum(self._mine[0], step, out=self._mine[0])
         if step % 2:
             handles = [self._kv.push(self._keys, values)]
         else:
             handles = [self._kv.push(key, value) for key, value in zip(self._keys, values, strict=True)]
-        self._under_way.append(together(handles))
+        self._under_way.append((step, together(handles)))
 
     def _answer(self, rest: int) -> None:
         """Wait until so many steps are without an answer."""
         while len(self._under_way) > rest:
-            self._under_way.popleft().wait()
-            self._mine[1][:] += 1
+            step, pushes = self._under_way.popleft()
+            pushes.wait()
+            np.maximum(self._mine[1], step, out=self._mine[1])
 
     def _pull(self, step: int | None) -> None:
         """Compare all lanes: with those in step they all are at ``step``."""

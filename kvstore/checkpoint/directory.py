@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pslite.errors import CheckpointError
+from pslite.failpoints import failpoint
 
 from .archive import explained, sync_directory
 from .job import Id, Stamp
@@ -81,13 +82,18 @@ class Directory:
 
     def begin(self, name: str) -> IO[bytes]:
         """A new file that is written aside, until ``settle`` or ``discard``."""
-        return self._open(_ASIDE + name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, "wb")
+        file = self._open(_ASIDE + name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, "wb")
+        failpoint("checkpoint_begun")
+        return file
 
     def settle(self, name: str, file: IO[bytes]) -> None:
         """All is written: make it durable under its name."""
         file.flush()
+        failpoint("checkpoint_before_sync")
         os.fsync(file.fileno())
+        failpoint("checkpoint_before_rename")
         os.rename(_ASIDE + name, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+        failpoint("checkpoint_after_rename")
         os.fsync(self._fd)
 
     def discard(self, name: str) -> None:
@@ -106,6 +112,7 @@ class Directory:
             if size != stamp.length:
                 raise OSError(errno.EIO, f"{id.part(server)} has {size} bytes of {stamp.length}")
         content = {"format": _FORMAT, "format_version": _VERSION, "job": job, **id._asdict()}
+        failpoint("checkpoint_before_manifest")
         text = json.dumps({**content, "parts": [asdict(stamp) for stamp in stamps]}).encode()
         file = self.begin(id.manifest)
         with file:
@@ -115,6 +122,7 @@ class Directory:
 
     def prune(self, keep: int, newest: Id) -> None:
         """Remove all but the ``keep`` last checkpoints, and what is left of those that were never complete."""
+        failpoint("checkpoint_before_prune")
         kept = set(sorted(self.ids())[-keep:])
         doomed = [name for name in os.listdir(self._fd) if (id := _id_of(name)) and id not in kept and id < newest]
         for name in sorted(doomed, key=lambda name: not name.endswith(".manifest")):  # manifests first

@@ -76,8 +76,9 @@ class Postoffice:
             raise ConfigError(name="DMLC_PS_ROOT_URI", value=None, allowed="give the address of the scheduler")
         for notice in config.notices:
             log.warning("%s", notice)
-        if config.failpoints and not config.restarts:
-            failpoints.arm(failpoints.parse(config.failpoints, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+        if config.failpoints:
+            place = config.role, config.rank, config.restarts
+            failpoints.arm(failpoints.parse(config.failpoints, *place, lambda: os.kill(os.getpid(), signal.SIGKILL)))
         config, keys = addresses.with_rank_of_key(config)
         self.config = config
         self._rng = rng or Random(int.from_bytes(os.urandom(16), "big"))

@@ -17,6 +17,7 @@ from random import Random
 
 from pslite.delivery import Pending, Send
 from pslite.errors import ClosedError, ForkError, PeerError, PSError
+from pslite.failpoints import failpoint
 from pslite.flow import Arrivals
 from pslite.van.base import Received, Van, VanEvent
 from pslite.wire import Kind, Message
@@ -124,6 +125,7 @@ class Shell:
             return
         if log.isEnabledFor(logging.DEBUG):
             log.debug("send %s", send.message)
+        failpoint("before_send")
         if not self.van.send(send.link, send.message) and send.message.kind == Kind.BEAT:
             self.core.on_unreachable(self.now(), send.link)
 
@@ -277,6 +279,7 @@ class Shell:
             self._handle(event)
 
     def _handle(self, event: VanEvent) -> None:
+        failpoint("after_recv")
         try:
             actions = self.core.on_event(self.now(), event)
         except (PSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pslite import ids
 from pslite.delivery import Send
 from pslite.errors import PSError
+from pslite.failpoints import failpoint
 from pslite.wire import Flag, Kind, Message, Op
 
 from .actions import Action
@@ -19,6 +20,8 @@ from .scheduler import Step
 if TYPE_CHECKING:
     from .core import Core
 
+_POINTS: dict[int, str] = {Op.JOIN: "join_reply", Op.BARRIER: "barrier_release"}
+
 
 def carry_out(core: Core, now: float, step: Step) -> list[Action]:
     """Carry out what the scheduler's services decided."""
@@ -28,6 +31,8 @@ def carry_out(core: Core, now: float, step: Step) -> list[Action]:
         core.scheduler_ready()
     actions += _welcome(core, step.hellos)
     for answer in step.answers:
+        if answer.request.op in _POINTS:
+            failpoint(_POINTS[answer.request.op])
         actions += core.answer(answer.request, answer.body, answer.error)
         if answer.request.op == Op.JOIN and not core.is_member(answer.request):
             core.delivery.forget(answer.request.incarnation)  # strangers may come without end
@@ -37,6 +42,7 @@ def carry_out(core: Core, now: float, step: Step) -> list[Action]:
     for node, error in step.away:
         actions += core.away(node, error)
     for node, body in step.events:
+        failpoint("epoch_change")
         message = Message(Kind.REQUEST, op=Op.EVENT, body=body)
         actions += core.request(now, node, message, lambda _: None)[1]
     for member in step.back:  # after the events that say that their predecessors died
@@ -71,6 +77,7 @@ def _announce(core: Core, now: float, member: Member) -> list[Action]:
     """Tell all others of a successor, and note who has heard of it."""
     actions: list[Action] = []
     for node in list(member.untold):
+        failpoint("epoch_change")
         subject = (member.node, member.incarnation, node)
         message = Message(Kind.REQUEST, op=Op.EVENT, body=["back", member.entry()])
         actions += core.request(now, node, message, lambda _, s=subject: core.acknowledged_by.append(s))[1]  # type: ignore[misc]

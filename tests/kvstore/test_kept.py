@@ -339,10 +339,22 @@ def test_memory_that_is_not_what_it_was_is_refused(keeper: Keeper, harm: str) ->
 
 def test_failpoints_that_are_none_are_refused() -> None:
     died = []
-    points = failpoints.parse("after_ack=kill@2,before_apply=kill", lambda: died.append(1))
+    points = failpoints.parse("after_ack=kill@2,before_apply=kill", "server", 0, 0, lambda: died.append(1))
     for name in ("after_ack", "before_apply", "after_ack"):
         points[name]()
     assert len(died) == 2
     for text in ("nowhere=kill", "after_ack=stop", "after_ack=kill@0"):
         with pytest.raises(ConfigError, match="PS_FAILPOINTS"):
-            failpoints.parse(text, lambda: None)
+            failpoints.parse(text, "server", 0, 0, lambda: None)
+
+
+def test_failpoints_of_one_process_and_of_its_successors() -> None:
+    text = "server1:before_apply=kill,after_recv=kill;server:after_ack=kill,worker:before_send=kill@3"
+
+    def names(role: str, rank: int | None, life: int) -> set[str]:
+        return set(failpoints.parse(text, role, rank, life, lambda: None))
+
+    assert names("server", 1, 0) == {"before_apply", "after_recv"}
+    assert names("server", 0, 0) == names("scheduler", None, 0) == {"after_recv"}
+    assert names("server", 0, 1) == {"after_ack"} and names("worker", 2, 1) == {"before_send"}
+    assert names("scheduler", None, 1) == names("server", 0, 2) == set()

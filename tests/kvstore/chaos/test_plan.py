@@ -27,8 +27,8 @@ def test_faults_come_in_the_order_of_time_while_the_job_runs() -> None:
 
 
 def test_all_options_arrive() -> None:
-    line = "-n 4 -s 3 --type dist_sync --transport tcp --faults none,kill-worker+stop-server --seconds 2.5 --trials 7"
-    line += " --seed 3 --must-survive --json -- --log-dir logs"
+    line = "-n 4 -s 3 --type dist_sync --transport tcp --faults none,kill-worker+stop-server --seconds 2.5 --rounds 2"
+    line += " --trials 7 --seed 3 --must-survive --json -- --log-dir logs"
     assert parse(line.split(), "pslite chaos") == Options(
         workers=4,
         servers=3,
@@ -36,6 +36,7 @@ def test_all_options_arrive() -> None:
         transport="tcp",
         faults=("none", "kill-worker+stop-server"),
         seconds=2.5,
+        rounds=2,
         trials=7,
         seed=3,
         must_survive=True,
@@ -50,7 +51,8 @@ def test_without_a_seed_each_run_has_another_one() -> None:
 
 def test_an_unknown_fault_is_told_which_exist(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--faults", "kill-worker,kill-printer"]) == 2
-    assert "--faults='kill-printer' is not allowed; give none, or kill, stop or pause" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "--faults='kill-printer' is not allowed; give none, or kill, stop, pause or freeze" in said
 
 
 def test_the_report_sums_up_the_trials_of_a_case() -> None:
@@ -60,8 +62,8 @@ def test_the_report_sums_up_the_trials_of_a_case() -> None:
         Outcome("none", 7, pushes=10, hung=True, stacks="Thread 0x1"),
     ]
     lines = table(outcomes).splitlines()
-    assert lines[1].split() == ["kill-worker", "7-8", "2", "150", "2", "0", "0", "1", "-", "-", "0.50/1.50"]
-    assert lines[2].split() == ["none", "7", "1", "10", "0", "0", "1", "1", "-", "-", "-"]
+    assert lines[1].split() == ["kill-worker", "7-8", "2", "0", "150", "2", "0", "0", "1", "-", "-", "0.50/1.50"]
+    assert lines[2].split() == ["none", "7", "1", "0", "10", "0", "0", "1", "1", "-", "-", "-"]
     assert lines[3:] == [
         "kill-worker, seed 8: key 0: 2 pushes are lost",
         "none, seed 7: the watchdog ended it; all stacks:",
