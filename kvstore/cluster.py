@@ -11,7 +11,7 @@ from pslite.errors import ConfigError
 from .base import KVStore
 from .factory import DIST_TYPES, checked_options, checked_type
 from .p3 import check_type, open_store
-from .server.service import serve
+from .server.hosting import serve
 
 T = TypeVar("T")
 

@@ -22,7 +22,7 @@ from .dist import DistStore
 from .local import LocalStore
 from .p3 import check_type, open_store
 from .plugins import KVStoreBase
-from .server.service import serve as serve_job
+from .server.hosting import serve as serve_job
 
 log = logging.getLogger("kvstore")
 

@@ -253,8 +253,10 @@ class Value:
         if not self.spec.sparse:
             target = self._target()
             np.copyto(target, self.data)
-        if self.kept is not None:
-            self.kept.overwriting([target, *self.state.values()] if self.spec.sparse else [*self.state.values()], ids)
+        if self.kept is not None and self.spec.sparse:
+            self.kept.overwriting([target, *self.state.values()], ids)
+        elif self.kept is not None:
+            self.state = self.kept.copied(self.state)
         scatter(Rows(ids, part), target)
         for name, slot in state.items():
             scatter(Rows(ids, slot), self.state[name])

@@ -50,7 +50,16 @@ class InprocCluster:
     def _office(self, role: str, rank: int, restarts: int = 0) -> Postoffice:
         config = replace(self._config, role=role, rank=None if role == "scheduler" else rank, restarts=restarts)
         name = f"{role} {rank}" + f" again ({restarts})" * bool(restarts)
-        return Postoffice(config, van=InprocVan(self.hub, name), rng=Random(f"{self._seed}/{role}/{rank}/{restarts}"))
+        rng = Random(f"{self._seed}/{role}/{rank}/{restarts}")
+        office = Postoffice(config, van=InprocVan(self.hub, name), rng=rng)
+        office.open = lambda config: self._take_over(config.rank or 0, config.restarts)
+        return office
+
+    def _take_over(self, rank: int, restarts: int) -> Postoffice:
+        """Another server, of a process that is there, in place of one that died."""
+        self._before.append(self.servers[rank])
+        self.servers[rank] = self._office("server", rank, restarts)
+        return self.servers[rank]
 
     def __enter__(self) -> InprocCluster:
         run_all([office.start for office in self.offices])

@@ -2,133 +2,55 @@
 
 Nothing that was committed is overwritten before the next commit. Values have two arrays anyway; slots that are changed
 in place are copies; of rows that are overwritten the journal has the old contents first. A commit is the record of an
-entry in the journal: where its arrays are, its counts, and which pushes of each worker are in it. So a round is there
-with everything that belongs to it, or not at all.
+entry in the journal, of which ``statelog.py`` says what it has. One kind is written here only:
 
-Records are msgpack lists, the last one of an entry counts:
-
-    rule      [number, number of the first of its series, wire]; before what names it
-    new       [[wire, spec, split, place, state], ...]
-    state     [id, state]; the id of a key is its wire, that of a bundle is below zero
-    bundle    [id, keys, versions, begun, {rank: numbers}, state]
-    end       [id, states of its keys]: the bundle is no more
-    settings  what ``Settings.to_kept`` says, and the rules of pushes that came before them
     undo      [old arrays, row ids, [array, ...]]: an update has begun; any later record says that it ended
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import msgpack
 import numpy as np
-from numpy.typing import NDArray
 
 from kvstore.arrays import Array
-from kvstore.optimizer.base import State
 from kvstore.rows import Ids, Rows, gather, rows_with_bits, scatter
-from kvstore.rules import Rule, wire_of
 from kvstore.value import Value
 from pslite.dtypes import code_of
-from pslite.errors import PSError
+from pslite.errors import KeeperError
 from pslite.memory import KeptMemory
 
-from .bundle import NOTHING, Bundle
-from .entry import Entry, Number
-from .settings import Settings
-
-_AT_ONCE = 1000  # keys in one record
-
-Contents = list[Any]
-"""Plain data, as msgpack has it."""
+from .bundle import NOTHING
+from .reopening import Found, Journal, reopen
+from .statelog import Contents, StateLog, is_table
 
 
-class Kept:
-    """Commits what a store has. Used on the postoffice's leading thread only."""
+class Kept(StateLog):
+    """Commits what a store has to a journal. Used on the postoffice's leading thread only."""
+
+    memory: KeptMemory
 
     def __init__(self, memory: KeptMemory) -> None:
-        self.memory = memory
-        self._settings: Settings
-        self._parked: Callable[[], Iterable[tuple[int, int, int, Rule | None]]]
-        self._ids: dict[Entry, int] = {}  # of everything that is committed
-        self._about: dict[int, Contents] = {}  # by id: the record that made it, but for its state
-        self._states: dict[int, Contents] = {}  # by id, as committed last
-        self._held: dict[int, list[Array]] = {}  # by id: the arrays that its state names, which must stay
-        self._bases: dict[int, dict[int, NDArray[np.uint64]]] = {}  # of bundles: numbers by rank as they were at first
-        self._said: Contents = []  # the record of the settings
-        self._bundles = 0  # so far
-        self._rules: WeakKeyDictionary[Rule, int] = WeakKeyDictionary()  # their numbers
-        self._wires: dict[int, Contents] = {}  # by number: the record of a rule
-        self._made = 0  # numbers of rules so far
-        self._new_rules: list[Contents] = []  # records that the next commit is to have
+        super().__init__(memory)
         self._old: list[Array] = []  # contents of rows that are being overwritten
 
-    # -- what the store says ------------------------------------------------------------------------------------------
-
-    def begin(
-        self, entries: dict[int, Entry], bundles: Iterable[Bundle], settings: Settings,
-        parked: Callable[[], Iterable[tuple[int, int, int, Rule | None]]]
-    ) -> None:  # fmt: skip
-        """Begin the journal with all that there is; ``parked``: pushes with the rules of before the settings."""
-        self._settings, self._parked = settings, parked
-        for wire, entry in entries.items():
-            self._note(entry, wire)
-        for bundle in bundles:
-            self._note_bundle(bundle)
-        self._said = self._settings_now()
-        self._rewrite()
-
-    def created(self, entries: dict[int, Entry]) -> None:
-        """There are new keys."""
-        for wire, entry in entries.items():
-            self._note(entry, wire)
-        self._commit(["new", [[*self._about[wire], self._states[wire]] for wire in entries]])
-
-    def applied(self, entry: Entry) -> PSError | None:
-        """A round of an entry is over, or it was changed in another way; returns why that cannot be kept."""
-        id = self._ids[entry]
+    def found(self) -> Found | None:
+        """What the predecessor had; None if it had nothing. Raises KeeperError if that makes no sense."""
+        records = self.memory.found()
+        if not records:
+            return None
+        journal = Journal()
         try:
-            before = self._take(id, entry)
-            self._commit(["state", id, self._states[id]])
-        except PSError as error:
-            return error
-        del before
-        return None
-
-    def bundled(self, bundle: Bundle) -> None:
-        """Keys have become a bundle."""
-        id = self._note_bundle(bundle)
-        before = [self._held.pop(self._ids[entry]) for entry in bundle.members]
-        for entry in bundle.members:
-            wire = self._ids[entry]
-            self._states[wire] = without_arrays(self._states[wire])
-        self._commit([*self._about[id], self._states[id]])
-        del before
-
-    def ended(self, bundle: Bundle) -> None:
-        """A bundle has become keys again."""
-        id = self._ids.pop(bundle)
-        before = self._held.pop(id)
-        del self._about[id], self._states[id], self._bases[id]
-        for entry in bundle.members:
-            self._take(self._ids[entry], entry)
-        self._commit(["end", id, [self._states[self._ids[entry]] for entry in bundle.members]])
-        del before
-
-    def set(self) -> None:
-        """The settings may have changed."""
-        self._said = self._settings_now()
-        self._commit(self._said)
-
-    # -- of a value that is changed -----------------------------------------------------------------------------------
+            for record in records:
+                journal.read(*msgpack.unpackb(record, strict_map_key=False))
+        except (ValueError, TypeError, LookupError, AssertionError) as error:
+            raise KeeperError(what="reading the predecessor's journal", reason=f"{error!r:.200}") from error
+        return reopen(journal, self.memory.reopen, self.memory, self)
 
     def zeros(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         return self.memory.zeros(shape, dtype)
-
-    def copied(self, state: State) -> State:
-        return {name: self._copy(slot) for name, slot in state.items()}
 
     def overwriting(self, arrays: Sequence[Array], ids: Ids) -> None:
         known = [array for array in arrays if self.memory.holds(array)]
@@ -140,67 +62,21 @@ class Kept:
         pairs = [[self._place(array), self._place(rows)] for array, rows in zip(known, old, strict=True)]
         self._commit(["undo", self._place(where), pairs])
 
-    def _copy(self, array: Array) -> Array:
-        copy = self.memory.empty(array.shape, array.dtype)
-        np.copyto(copy, array)
-        return copy
-
-    # -- records ------------------------------------------------------------------------------------------------------
-
-    def _note(self, entry: Entry, wire: int) -> None:
-        spec, place = entry.value.spec, entry.place
-        where = None if place is None else [place.first, place.shape, place.flat]
-        self._ids[entry] = wire
-        self._about[wire] = [wire, [spec.key, spec.shape, spec.code, spec.sparse], entry.split, where]
-        self._take(wire, entry)
-
-    def _note_bundle(self, bundle: Bundle) -> int:
-        self._bundles += 1
-        id = self._ids[bundle] = -self._bundles
-        self._bases[id] = {rank: bundle.each(numbers).copy() for rank, numbers in bundle.applied.items()}
-        bases = {rank: numbers.tobytes() for rank, numbers in self._bases[id].items()}
-        self._about[id] = ["bundle", id, bundle.id, bundle.versions.tobytes(), bundle.begun, bases]
-        self._take(id, bundle)
-        return id
-
-    def _take(self, id: int, entry: Entry) -> list[Array]:
-        """Note the state of an entry for the next commit; returns the arrays of the last one, which stay until then."""
-        value = entry.value
-        self._own(value)
-        self._states[id] = self._state(id, entry)
-        before = self._held.get(id, [])
-        self._held[id] = [value.data, *value.state.values()]
-        return before
-
-    def _commit(self, record: Contents) -> None:
-        """Commit a record, and the rules that it names."""
-        records, self._new_rules = [*self._new_rules, record], []
+    def _write(self, records: Sequence[Contents]) -> None:
+        undo = [record for record in records if record[0] == "undo"]
         if not self.memory.commit([msgpack.packb(record) for record in records]):
-            self._rewrite([record] if record[0] == "undo" else [])
-        if record[0] != "undo":
+            self._rewrite(undo)
+        if not undo:
             self._old = []
 
-    def _rewrite(self, last: Sequence[Contents] = ()) -> None:
-        """Begin a new journal with what was committed last, and a record that is no part of that."""
-        self._new_rules = []
-        _, settings, parked = self._said
-        used = {settings["rule"], settings["resumed"], *settings["changed"].values(), *(push[-1] for push in parked)}
-        used |= {state[3] for state in self._states.values()} | set(self._rules.values())
-        used |= {self._wires[number][2] for number in used - {0}}
-        self._wires = {number: self._wires[number] for number in sorted(used - {0})}
-        keys = [id for id in self._about if id >= 0]
-        records = list(self._wires.values())
-        for at in range(0, len(keys), _AT_ONCE):
-            records += [["new", [[*self._about[id], self._states[id]] for id in keys[at : at + _AT_ONCE]]]]
-        records += [[*about, self._states[id]] for id, about in self._about.items() if id < 0]
-        self.memory.rewrite([msgpack.packb(record) for record in [*records, self._said, *last]])
+    def _replace(self, records: Sequence[Contents]) -> None:
+        self.memory.rewrite([msgpack.packb(record) for record in records])
 
     def _own(self, value: Value) -> None:
-        """Have all arrays of a value in kept memory."""
         if value.data is not NOTHING:
             value.data = self._kept(value.data, value.spec.sparse)
         for name, slot in value.state.items():
-            value.state[name] = self._kept(slot, value.spec.sparse and slot.shape[:1] == value.spec.shape[:1])
+            value.state[name] = self._kept(slot, is_table(value, slot))
 
     def _kept(self, array: Array, table: bool) -> Array:
         if not array.size or self.memory.holds(array):
@@ -212,45 +88,9 @@ class Kept:
         scatter(Rows(ids, gather(array, ids)), kept)
         return kept
 
-    def _state(self, id: int, entry: Entry) -> Contents:
-        value = entry.value
-        slots = [[name, *self._place(slot)] for name, slot in value.state.items()]
-        data = None if value.data is NOTHING else self._place(value.data)
-        applied: dict[int, Any] = dict(entry.applied)
-        if (bases := self._bases.get(id)) is not None:
-            applied = {rank: _since(bases.get(rank), numbers, entry.keys) for rank, numbers in applied.items()}
-        return [value.version, value.count, entry.rounds, self._rule(value.rule), data, slots, applied]
+    def _places(self, id: int, value: Value, arrays: Sequence[Array]) -> list[Contents]:
+        return [self._place(array) for array in arrays]
 
     def _place(self, array: Array) -> Contents:
-        """Where a successor finds an array: place, shape, dtype code."""
         place = self.memory.place(array) if array.size else None
         return [place, array.shape, code_of(array.dtype)]
-
-    def _rule(self, rule: Rule | None) -> int:
-        """The number of a rule, 0 for none; the next commit says which it is."""
-        if rule is None:
-            return 0
-        number = self._rules.get(rule)
-        if number is None:
-            self._made = number = self._made + 1
-            first = next((self._wires[n][2] for other, n in self._rules.items() if rule.continues(other)), number)
-            self._rules[rule] = number
-            self._wires[number] = ["rule", number, first, wire_of(rule)]
-            self._new_rules.append(self._wires[number])
-        return number
-
-    def _settings_now(self) -> Contents:
-        parked = [[*push, self._rule(rule)] for *push, rule in self._parked()]
-        return ["settings", self._settings.to_kept(self._rule), parked]
-
-
-def without_arrays(state: Contents) -> Contents:
-    """The state of a key whose arrays a bundle has."""
-    return [*state[:4], None, [], {}]
-
-
-def _since(base: NDArray[np.uint64] | None, numbers: Number, keys: int) -> int | bytes:
-    """Numbers of a bundle's keys: how much they all have grown, or if that differs the numbers."""
-    now = np.broadcast_to(np.asarray(numbers, np.uint64), (keys,))
-    grown = now if base is None else now - base
-    return int(grown[0]) if bool((grown == grown[0]).all()) else now.tobytes()

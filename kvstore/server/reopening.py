@@ -1,29 +1,32 @@
-"""How a server makes its keys of the journal that its predecessor left; ``kept.py`` says what is in it."""
+"""How a server makes its keys of what its predecessor has said; ``statelog.py`` says what records there are."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgpack
 import numpy as np
 
 from kvstore.arrays import Array
 from kvstore.rows import Rows, scatter
 from kvstore.rules import OptimizerRule, Rule, from_wire
 from kvstore.spec import Place, Spec
-from kvstore.value import Value
+from kvstore.value import Keeping, Value
 from pslite.dtypes import storage
 from pslite.errors import KeeperError
-from pslite.memory import KeptMemory
+from pslite.memory import PLAIN, Memory
 
 from .bundle import NOTHING, Bundle
 from .entry import Entry, Number
-from .kept import Contents, Kept, without_arrays
+from .statelog import Contents, without_arrays
+
+Wanted = Sequence[tuple[tuple[int, int], tuple[int, ...], Any]]
+"""Places of arrays, with their shapes and dtypes."""
 
 
 class Rules:
-    """The rules of a journal, made when they are asked for."""
+    """The rules of records, made when they are asked for."""
 
     def __init__(self) -> None:
         self.wires: dict[int, tuple[int, Any]] = {}  # by number: the first of the series, and its wire
@@ -60,13 +63,13 @@ class _Arrays:
         self._wanted: dict[tuple[int, int], tuple[tuple[int, ...], Any]] = {}
         self._arrays: dict[tuple[int, int], Array] = {}
 
-    def want(self, contents: Contents | None) -> None:
-        if contents is not None and contents[0] is not None:
+    def want(self, contents: Contents) -> None:
+        if contents[0] is not None:
             self._wanted[tuple(contents[0])] = tuple(contents[1]), storage(contents[2])
 
-    def open(self, memory: KeptMemory) -> None:
+    def find(self, reopen: Callable[[Wanted], list[Array]]) -> None:
         wanted = [(place, shape, dtype) for place, (shape, dtype) in self._wanted.items()]
-        self._arrays = dict(zip(self._wanted, memory.reopen(wanted), strict=True))
+        self._arrays = dict(zip(self._wanted, reopen(wanted), strict=True))
 
     def get(self, contents: Contents | None) -> Array:
         if contents is None:
@@ -76,8 +79,8 @@ class _Arrays:
         return self._arrays[tuple(contents[0])]
 
 
-class _Journal:
-    """What the records say in the end."""
+class Journal:
+    """What records say in the end."""
 
     def __init__(self) -> None:
         self.rules = Rules()
@@ -113,17 +116,23 @@ class _Journal:
             assert kind == "undo", kind
             self.undo = list(record)
 
+    def places(self) -> Iterator[Contents]:
+        """Of all arrays that entries have now: place, shape, dtype code."""
+        for state in self.states.values():
+            if state[4] is not None:
+                yield state[4]
+            yield from (slot for _, *slot in state[5])
 
-def reopen(kept: Kept) -> Found | None:
-    """What the predecessor had; None if it had nothing. Raises KeeperError if that makes no sense."""
-    records = kept.memory.found()
-    if not records:
-        return None
-    journal = _Journal()
+
+def reopen(
+    journal: Journal, arrays: Callable[[Wanted], list[Array]], memory: Memory = PLAIN, kept: Keeping | None = None
+) -> Found:
+    """What the predecessor had, as values of this memory; ``arrays`` finds those that the records name.
+
+    Raises KeeperError if that makes no sense.
+    """
     try:
-        for record in records:
-            journal.read(*msgpack.unpackb(record, strict_map_key=False))
-        return _Reopened(journal, kept).found
+        return _Reopened(journal, arrays, memory, kept).found
     except (ValueError, TypeError, LookupError, AssertionError) as error:
         raise KeeperError(what="going on from the predecessor's journal", reason=f"{error!r:.200}") from error
 
@@ -131,16 +140,16 @@ def reopen(kept: Kept) -> Found | None:
 class _Reopened:
     """Entries made of a journal."""
 
-    def __init__(self, journal: _Journal, kept: Kept) -> None:
-        self._rules, self._kept, self._arrays = journal.rules, kept, _Arrays()
-        for state in journal.states.values():
-            self._arrays.want(state[4])
-            for _, *slot in state[5]:
-                self._arrays.want(slot)
+    def __init__(
+        self, journal: Journal, arrays: Callable[[Wanted], list[Array]], memory: Memory, kept: Keeping | None
+    ) -> None:
+        self._rules, self._memory, self._kept, self._arrays = journal.rules, memory, kept, _Arrays()
+        for contents in journal.places():
+            self._arrays.want(contents)
         if journal.undo is not None:
             for contents in (journal.undo[0], *(place for pair in journal.undo[1] for place in pair)):
                 self._arrays.want(contents)
-        self._arrays.open(kept.memory)
+        self._arrays.find(arrays)
         if journal.undo is not None:
             ids, pairs = journal.undo
             for array, old in pairs:
@@ -157,7 +166,7 @@ class _Reopened:
 
     def _value(self, spec: Spec, state: Contents) -> Value:
         version, count, _, rule, data, slots, _ = state
-        value = Value(spec, self._arrays.get(data), self._kept.memory, version, kept=self._kept)
+        value = Value(spec, self._arrays.get(data), self._memory, version, kept=self._kept)
         value.count, value.rule = count, self._rules.get(rule)
         value.state = {name: self._arrays.get(slot) for name, *slot in slots}
         return value
@@ -187,7 +196,7 @@ class _Reopened:
 
 
 def _numbers(base: bytes | None, grown: int | bytes, keys: int) -> Number:
-    """The inverse of what ``kept.py`` says of numbers."""
+    """The inverse of what ``statelog.py`` says of numbers."""
     if isinstance(grown, bytes):
         return np.array(np.frombuffer(grown, np.uint64))
     before = np.zeros(keys, np.uint64) if base is None else np.frombuffer(base, np.uint64)

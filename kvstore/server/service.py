@@ -39,6 +39,7 @@ from pslite.errors import PeerError, ProtocolError, PSError
 from pslite.failpoints import failpoint
 
 from .profiling import Profile
+from .replica import Contents
 from .saving import open_saving
 from .store import Coded, New, Store
 from .ticket import Ticket
@@ -49,13 +50,18 @@ _NOT_FOR_EACH = "the values of a key-value message are not arrays, one or more f
 
 
 class Service:
-    """One server process's store, served until the job is over. Runs on the postoffice's leading thread."""
+    """One server's store, served until the job is over. Runs on the postoffice's leading thread.
 
-    def __init__(self, office: Postoffice) -> None:
+    ``contents``: what it goes on with, in place of a server that died.
+    """
+
+    def __init__(self, office: Postoffice, contents: Contents | None = None) -> None:
         self._office = office
         self._profile = Profile(office.node)
         self.store = Store(office.num_workers, self._profile.apply, office.memory)
-        if office.config.keeper_fd is not None and (memory := office.open_kept()) is not None:
+        if contents is not None:
+            self.store.go_on(contents.open(office.memory))
+        elif office.config.keeper_fd is not None and (memory := office.open_kept()) is not None:
             self.store.keep(memory)
         self._saving = open_saving(office, self.store, self._finish)
         self._init = self.store.init if self._saving is None else self._saving.init
@@ -337,25 +343,3 @@ def _bundled(keys: Any, ticket: Ticket) -> KVPairs:
         return KVPairs(keys, answers[0].arrays[0], versions=versions)
     versions = np.array([answer.version for answer in answers], np.uint64)
     return KVPairs(keys, np.concatenate([answer.arrays[0] for answer in answers], axis=None), versions=versions)
-
-
-def serve(office: Postoffice) -> int:
-    """Serve until the job is over, then leave; returns the exit status of the process."""
-    service: Service | None = None
-    try:
-        office.start()
-        if office.role == "server":
-            service = Service(office)
-        office.wait_job_over()
-        office.finalize(do_barrier=False)
-    except PSError as error:
-        log.error("%s", error)
-        office.close()
-        return 1
-    finally:
-        if service is not None:
-            service.close()
-    if office.job_clean:
-        return 0
-    log.error("%s", office.first_failure)
-    return 1

@@ -43,8 +43,9 @@ from .bundle import Bundle, alike, split
 from .entry import Contribution, Entry
 from .kept import Kept
 from .meeting import Meeting
-from .reopening import reopen
+from .reopening import Found
 from .settings import Settings
+from .statelog import StateLog
 from .ticket import UNASKED, Answer, Ticket
 
 
@@ -89,7 +90,7 @@ class Store:
         self.meeting = Meeting(num_workers)
         self._gone: dict[int, PeerError] = {}  # ranks that will not push any more, and why
         self.settings = Settings(lambda: next((e.value.spec.key for e in self._entries.values() if e.split), None))
-        self.kept: Kept | None = None  # what a successor finds; None: nothing
+        self.kept: StateLog | None = None  # what a successor finds; None: nothing
         self._rules_before: dict[tuple[int, int, int], Rule | None] = {}  # by rank, key, number of the push
 
     def keep(self, memory: KeptMemory) -> None:
@@ -98,12 +99,28 @@ class Store:
         Raises KeeperError if that is damaged.
         """
         kept = Kept(memory)
-        found = reopen(kept)
+        found = kept.found()
         if found is not None:
-            self._entries, self._bundles, self._rules_before = found.entries, found.bundles, found.parked
-            self.settings.from_kept(found.settings, found.rules.get)
+            self.go_on(found)
+        self.tell(kept)
+
+    def go_on(self, found: Found) -> None:
+        """Become what a predecessor had; before anything is served."""
+        self._entries, self._bundles, self._rules_before = found.entries, found.bundles, found.parked
+        self.settings.from_kept(found.settings, found.rules.get)
+
+    def tell(self, kept: StateLog) -> None:
+        """Have each change told from now on, for a successor."""
         self.kept = kept
+        for entry in self._all():
+            entry.value.kept = kept
         kept.begin(self._entries, self._bundles.values(), self.settings, self._parked_before)
+
+    def stop_telling(self) -> None:
+        """There will be no successor that hears of it."""
+        self.kept = None
+        for entry in self._all():
+            entry.value.kept = None
 
     def _parked_before(self) -> list[tuple[int, int, int, Rule | None]]:
         """Pushes that wait, and whose worker has said since that another rule counts: rank, key, number, rule."""

@@ -8,6 +8,7 @@ import socket
 import stat
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from pslite import security
@@ -34,6 +35,17 @@ def with_rank_of_key(config: Config) -> tuple[Config, security.Keys | None]:
         remedy = f"this is the key of {keys.role} {keys.rank}: give this process {whose}"
         raise ConfigError(name="PSLITE_KEY_FILE", value=config.key_file, allowed=remedy)
     return replace(config, rank=None if config.role == "scheduler" else keys.rank), keys
+
+
+def key_beside(config: Config, rank: int) -> str:
+    """Where a server finds the key of another one, whose place it is to take: beside its own; "" without keys."""
+    if not config.key_file or config.security == "none":
+        return ""
+    path = Path(config.key_file).with_name(security.file_name("server", rank))
+    if not path.exists():
+        remedy = f"this process may take the place of server {rank}: put {path.name} beside its own key"
+        raise ConfigError(name="PSLITE_KEY_FILE", value=config.key_file, allowed=remedy)
+    return str(path)
 
 
 def open_van(

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -104,6 +104,7 @@ class Postoffice:
         self._left = False
         watched = config.role == "scheduler" and config.job_dir
         self._supervised = Supervised(Path(config.job_dir)) if watched else None
+        self.open: Callable[[Config], Postoffice] = Postoffice  # another one in this process; replaced on other vans
 
     # -- who and where ------------------------------------------------------------------------------------------------
 
@@ -484,6 +485,16 @@ class Postoffice:
         """``callback`` runs on the leading thread when a node died and is awaited, and when it is back."""
         with self._shell.lock:
             self._shell.on_peer_moved.append(callback)
+
+    def beside(self, rank: int) -> Postoffice:
+        """Another place in the job for this process: that of a server that died. ``start()`` it.
+
+        Raises ConfigError if that needs a key which this process does not have.
+        """
+        restarts = self._core.roster[ids.server_id(rank)].restarts + 1
+        key_file = addresses.key_beside(self.config, rank)
+        config = replace(self.config, rank=rank, restarts=restarts, key_file=key_file, keeper_fd=None, notices=())
+        return self.open(config)
 
     # -- leaving ------------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,8 @@ import pytest
 
 from kvstore.base import KVStore
 from kvstore.p3 import open_store
-from kvstore.server.service import Service, serve
+from kvstore.server.hosting import serve
+from kvstore.server.service import Service
 from pslite import Config, Postoffice, run_all
 from pslite.van.shared import available
 

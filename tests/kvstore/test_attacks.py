@@ -16,7 +16,7 @@ from kvstore import rules
 from kvstore.compression import Codec, base
 from kvstore.optimizer import base as optimizers
 from kvstore.p3 import open_store
-from kvstore.server.service import serve
+from kvstore.server.hosting import serve
 from kvstore.sparse import row_sparse_array, zeros
 from pslite import InprocCluster, run_all
 from pslite.errors import ConfigError, KeyTypeError

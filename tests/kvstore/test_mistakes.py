@@ -12,7 +12,7 @@ import kvstore
 from kvstore import rules
 from kvstore.dist import DistStore
 from kvstore.optimizer.base import _REGISTRY
-from kvstore.server.service import serve
+from kvstore.server.hosting import serve
 from pslite import InprocCluster, run_all
 from pslite.errors import (
     ConfigError,

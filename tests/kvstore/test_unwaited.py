@@ -11,7 +11,7 @@ import pytest
 
 from kvstore import KVStore
 from kvstore.dist import DistStore
-from kvstore.server.service import serve
+from kvstore.server.hosting import serve
 from pslite import InprocCluster, run_all
 from pslite.wire import Kind, Message, Op
 

@@ -14,7 +14,7 @@ import kvstore
 from kvstore.base import KVStore
 from kvstore.p3 import open_store
 from kvstore.resumed import Resumed
-from kvstore.server.service import serve
+from kvstore.server.hosting import serve
 from pslite import InprocCluster, Postoffice, run_all, worker_id
 from pslite.errors import PeerLost
 from tests.harness import wait_until
