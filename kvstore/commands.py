@@ -5,6 +5,7 @@ from __future__ import annotations
 DATA_APP = 0  # KVWorker to KVServer
 CONTROL_APP = 1  # what is said to all servers: settings, changes of hyper-parameters, profiling; body is [what, value]
 USER_APP = 2  # kv.send_command_to_servers
+REPLICA_APP = 4  # changes of a server, told to its backup: what they are, as msgpack, and arrays
 CHECKPOINT_APP = 3  # checkpoints of the whole job: kv.checkpoint, what servers tell each other; body is [what, value]
 
 # KVMeta.cmd of requests on DATA_APP.

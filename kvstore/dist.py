@@ -135,7 +135,7 @@ class DistStore(Saver):
         for batch in batches(records):
             items = [item for record in batch for item in pushed(record, created[record.key][1])]
             names: dict[Any, Any] = {item.piece.wire: item.record.named(item.piece) for item in items}
-            names[AGAIN] = self._office.config.max_restarts > 0  # then a server may have them already
+            names[AGAIN] = self._office.config.servers_return  # then a server may have them already
             pairs = pairs_of(items, push=True)
             what = f"init of {_shown([record.key for record in batch])}"
             take, finish = requested(self, what, [pairs], None, None) if CALLS.running else (None, None)

@@ -68,7 +68,7 @@ def open_store(name: str, office: Postoffice) -> DistStore:
     if office.config.p3:
         return P3Store(name, office)
     # What a server knows of a burst whose calls end one by one would end with it, before all was asked for.
-    return SingleStore(name, office) if office.config.max_restarts else BurstStore(name, office)
+    return SingleStore(name, office) if office.config.servers_return else BurstStore(name, office)
 
 
 class Slicer(Planner):

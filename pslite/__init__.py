@@ -20,6 +20,7 @@ from .memory import Memory
 from .postoffice import Postoffice
 from .postoffice.actions import PeerAway, PeerBack
 from .postoffice.placement import Balancer
+from .replica_link import ReplicaLink
 from .simple_app import SimpleApp, SimpleData
 from .wire import Flag
 
@@ -41,6 +42,7 @@ __all__ = [
     "PeerAway",
     "PeerBack",
     "Postoffice",
+    "ReplicaLink",
     "Request",
     "SimpleApp",
     "SimpleData",

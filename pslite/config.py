@@ -37,6 +37,7 @@ class Config:
     job_dir: str = ""  # 0700 directory of a local job: ipc sockets live here
     max_restarts: int = 0  # how often the launcher starts a process again that a signal ended
     restarts: int = 0  # how often it has started this one again
+    replicas: int = 0  # other servers that have what a server has, and take its place if it dies
     keeper_fd: int | None = None  # a server's connection to who keeps its memory for a successor
     host: str = ""  # the address that peers reach this process at; empty lets the route to the scheduler decide
     transport: str = "auto"
@@ -77,6 +78,7 @@ class Config:
             job_dir=env.get("PSLITE_JOB_DIR", ""),
             max_restarts=read.number("PSLITE_MAX_RESTARTS", 0, int, 0),
             restarts=read.number("PSLITE_RESTARTS", 0, int, 0),
+            replicas=read.number("PSLITE_REPLICAS", 0, int, 0, 1),
             keeper_fd=read.optional("PSLITE_KEEPER_FD", int),
             host=env.get("DMLC_NODE_HOST", "") or _interface_address(env.get("DMLC_INTERFACE", "")),
             transport=read.choice("PSLITE_TRANSPORT", "auto", TRANSPORTS),
@@ -103,6 +105,11 @@ class Config:
     def policy(self) -> str:
         """What becomes of the others when a worker dies: 'raise', 'wait' or 'shrink'."""
         return self.on_worker_lost or ("wait" if self.max_restarts else "raise")
+
+    @property
+    def servers_return(self) -> bool:
+        """Whether others wait for a server that dies, because another process takes its place."""
+        return self.max_restarts > 0 or self.replicas > 0
 
     @property
     def is_local(self) -> bool:

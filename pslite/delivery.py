@@ -321,6 +321,17 @@ class Delivery:
         outbox.pending, outbox.probe_at = {}, None
         return failed
 
+    def withdraw(self, node: int, op: int) -> list[Pending]:
+        """Give up the requests of one sort to a node that is away; the others wait."""
+        outbox = self._outboxes[node]
+        waiting = outbox.window.clear()
+        given_up = [p for p in [*outbox.pending.values(), *waiting] if p.message.op == op]
+        outbox.pending = {seq: p for seq, p in outbox.pending.items() if p.message.op != op}
+        for pending in waiting:
+            if pending.message.op != op:
+                outbox.window.wait(pending.message, pending)
+        return given_up
+
     def flush(self, now: float) -> list[Send]:
         """All that waits for room, because this process ends: nothing will come that should overtake it."""
         requests = [send for outbox in self._outboxes.values() for send in self._release(now, outbox, room=False)]

@@ -18,6 +18,8 @@ POINTS = {
     "before_apply": "server: a round, or an asynchronous push, is complete",
     "kept_before_flip": "server: records of a commit are written, and do not count yet",
     "kept_after_flip": "server: they count",
+    "before_replicate": "server: applied, and about to be sent to the backup",
+    "after_replicate": "server: the backup has it",
     "after_apply_before_ack": "server: applied, and nobody was answered",
     "after_ack": "server: all were answered",
     "checkpoint_begun": "server: the file of a part, or a manifest, is open, aside",

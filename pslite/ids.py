@@ -20,6 +20,11 @@ def worker_id(rank: int) -> int:
     return 9 + 2 * rank
 
 
+def backup_of(server: int, num_servers: int) -> int:
+    """The server that has a replica of another one, if servers have replicas: the next one."""
+    return server_id((rank_of(server) + 1) % num_servers)
+
+
 def node_id(role: str, rank: int) -> int:
     """The node id of a role and rank."""
     return SCHEDULER if role == "scheduler" else server_id(rank) if role == "server" else worker_id(rank)

@@ -71,6 +71,7 @@ class Op(enum.IntEnum):
     EVENT = 6
     DATA = 7  # KVWorker to KVServer
     SIMPLE = 8  # SimpleApp
+    REPLICATE = 9  # a server to its backup
 
 
 class Flag:

@@ -42,6 +42,7 @@ class Entry:
     taken: dict[int, Number] = field(default_factory=dict)  # by rank: its last push that is here, or was applied
     applied: dict[int, Number] = field(default_factory=dict)  # by rank: its last push that is in the value, or failed
     bundle: Entry | None = None  # which has its value now, and what waits for it
+    told: int = 0  # number of its last change, as its log counts them
     place: Place | None = None  # of a piece; None: it is the whole array
 
     @property

@@ -50,7 +50,7 @@ class Host:
         try:
             office.start()
             if office.role == "server":
-                service = Service(office, contents)
+                service = Service(office, contents, self.adopt)
             office.wait_job_over()
             office.finalize(do_barrier=False)
         except PSError as error:

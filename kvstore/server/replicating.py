@@ -26,12 +26,11 @@ _MANY_RULES = 1000  # from which on the records begin anew, without those that a
 
 
 class Replicated(StateLog):
-    """Tells every change to ``ship``, as arrays, the first of which says what the others are."""
+    """Tells every change to ``ship``, with its number, as arrays, the first of which says what the others are."""
 
-    def __init__(self, memory: Memory, ship: Callable[[list[Array]], None]) -> None:
+    def __init__(self, memory: Memory, ship: Callable[[int, list[Array]], None]) -> None:
         super().__init__(memory)
         self._ship = ship
-        self.told = 0  # changes
         self._told: list[tuple[int, int, int, tuple[int, ...]]] = []  # of arrays in the next one: place, how, shape
         self._arrays: list[Array] = []  # to go with it
         self._overwritten: dict[int, list[Ids]] = {}  # rows, by the identity of the table; since the last change
@@ -85,5 +84,5 @@ class Replicated(StateLog):
         self._told, self._arrays, self._overwritten = [], [], {}
         self.told += 1
         what = np.frombuffer(msgpack.packb([anew, records, told]), np.uint8)
-        self._ship([what, *arrays])
+        self._ship(self.told, [what, *arrays])
 

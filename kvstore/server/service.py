@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,6 +42,7 @@ from pslite.failpoints import failpoint
 
 from .profiling import Profile
 from .replica import Contents
+from .replication import Adopt, Replication
 from .saving import open_saving
 from .store import Coded, New, Store
 from .ticket import Ticket
@@ -52,10 +55,10 @@ _NOT_FOR_EACH = "the values of a key-value message are not arrays, one or more f
 class Service:
     """One server's store, served until the job is over. Runs on the postoffice's leading thread.
 
-    ``contents``: what it goes on with, in place of a server that died.
+    ``contents``: what it goes on with, in place of a server that died; ``adopt``: has this process take such a place.
     """
 
-    def __init__(self, office: Postoffice, contents: Contents | None = None) -> None:
+    def __init__(self, office: Postoffice, contents: Contents | None = None, adopt: Adopt | None = None) -> None:
         self._office = office
         self._profile = Profile(office.node)
         self.store = Store(office.num_workers, self._profile.apply, office.memory)
@@ -63,6 +66,9 @@ class Service:
             self.store.go_on(contents.open(office.memory))
         elif office.config.keeper_fd is not None and (memory := office.open_kept()) is not None:
             self.store.keep(memory)
+        self._replication = None
+        if office.backup is not None and adopt is not None:
+            self._replication = Replication(office, self.store, adopt)
         self._saving = open_saving(office, self.store, self._finish)
         self._init = self.store.init if self._saving is None else self._saving.init
         self._data = KVServer(DATA_APP, office)
@@ -135,7 +141,7 @@ class Service:
         if meta.cmd in OF_RANK_0:
             _must_be_rank_0(meta.sender, f"command {meta.cmd}")
         if meta.cmd in (SAVE, LOAD, STASH, UNSTASH):
-            self._data.response(meta, self._on_checkpoint(meta, pairs, rank))
+            self._when_safe(partial(self._data.response, meta, self._on_checkpoint(meta, pairs, rank)))
             self._finish([])
         elif meta.cmd == INIT:
             self._finish(self._init(meta, rank, self._to_create(meta, pairs)))
@@ -164,7 +170,7 @@ class Service:
         if what == "change":
             self.store.settings.change(rank, *value)
             self._keep_settings()
-            app.response(data)
+            self._when_safe(partial(app.response, data))
         elif what == "meet":
             self._finish(self.store.meeting.enter(Ticket(data, rank), str(value)))
         elif what == "decide":
@@ -172,7 +178,7 @@ class Service:
             error = None if value[0] is None else PSError.from_wire(value[0])
             self._finish(self.store.meeting.decide(Ticket(data, rank), error, value[1]))
         elif what == "resume":
-            app.response(data, self.store.taken(rank))
+            self._when_safe(partial(app.response, data, self.store.taken(rank)))
         elif what == "profile":
             app.response(data, self._profile.on_control(value))
         elif what == "clear stash":
@@ -181,11 +187,18 @@ class Service:
         else:
             tickets = self.store.settings.agree(data, rank, str(what), value)
             self._keep_settings()
-            self._finish(tickets)
+            self._when_safe(partial(self._finish, tickets))
 
     def _keep_settings(self) -> None:
         if self.store.kept is not None:
             self.store.kept.set()
+
+    def _when_safe(self, answer: Callable[[], None], change: int | None = None) -> None:
+        """Answer once another server has this change, by default the last one, if there are to be replicas."""
+        if self._replication is None or self.store.kept is None:
+            answer()
+        else:
+            self._replication.when_safe(self.store.kept.told if change is None else change, answer)
 
     def _on_user_command(self, data: SimpleData, app: SimpleApp) -> None:
         log.info("command %s from %s", data.head, self._office.name_of(data.sender))
@@ -216,7 +229,7 @@ class Service:
         self._profile.answered(tickets)
         failpoint("after_apply_before_ack")
         for ticket in tickets:
-            self._answer(ticket)
+            self._when_safe(partial(self._answer, ticket), ticket.needs)
         failpoint("after_ack")
 
     def _answer(self, ticket: Ticket) -> None:

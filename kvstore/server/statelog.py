@@ -48,6 +48,7 @@ class StateLog(ABC):
 
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
+        self.told = 0  # changes of which a successor knows only when somebody has acknowledged them
         self._settings: Settings
         self._parked: Callable[[], Iterable[tuple[int, int, int, Rule | None]]]
         self._ids: dict[Entry, int] = {}  # of everything that is committed

@@ -159,6 +159,7 @@ class Store:
                 entries[wire].value.restore(unit, rule)
             if self.kept is not None:
                 self.kept.created(entries)
+                ticket.needs = self.kept.told
         except PSError as error:
             ticket.error = error
             return [ticket]
@@ -238,7 +239,8 @@ class Store:
         for entry, i in zip(entries, ids, strict=True):
             entry.value.spec.check_wanted(i)
         answers = [_answer(entry.value, i, codec, self._memory) for entry, i in zip(entries, ids, strict=True)]
-        return [Ticket(token, rank, True, codec, 0, list(answers))]
+        needs = max((entry.told for entry in entries), default=0)
+        return [Ticket(token, rank, True, codec, 0, list(answers), needs=needs)]
 
     def unit(self, key: int, with_value: bool) -> Unit:
         """What there is to save of a key, in memory of its own."""
@@ -253,7 +255,7 @@ class Store:
             entry = self._find(key)
             entry.value.restore(unit, self.settings.rule_of(rank))
             entry.taken, entry.applied = {}, {}  # the numbers of pushes go back with the rest
-            if self.kept is not None and (error := self.kept.applied(entry)) is not None:
+            if (error := self._tell(entry)) is not None:
                 raise error
 
     def keys(self) -> list[int]:
@@ -323,6 +325,7 @@ class Store:
                 self._bundles[id] = bundle
                 if self.kept is not None:
                     self.kept.bundled(bundle)
+                    bundle.told = self.kept.told
             return bundle
         if bundle.updates_alike(rank, rule):
             return bundle
@@ -334,6 +337,8 @@ class Store:
         tickets = bundle.end()
         if self.kept is not None:
             self.kept.ended(bundle)
+            for entry in bundle.members:
+                entry.told = self.kept.told
         for ticket in tickets:
             if ticket.hurried:
                 self._tell_apart(ticket)
@@ -441,12 +446,19 @@ class Store:
             self._apply_to(entry.value, contents, first.rule, first.ticket.rank)
         except Exception as raised:  # user code: the value stays, and every contributor gets the error
             error = raised
-        if self.kept is not None:
-            error = self.kept.applied(entry) or error
+        error = self._tell(entry) or error
         if error is not None:
             what = "" if first.rule is None else first.rule.what
             return [t for c in contributions for t in self._fail(c.ticket, entry, error, what)]
         return [t for c in contributions for t in self._finish(c, entry)]
+
+    def _tell(self, entry: Entry) -> PSError | None:
+        """Have a successor know what has become of an entry, or say why it cannot."""
+        if self.kept is None:
+            return None
+        error = self.kept.applied(entry)
+        entry.told = self.kept.told
+        return error
 
     def _fail_round(self, entry: Entry, ranks: list[int], error: PeerError) -> list[Ticket]:
         """The round needs a rank that is gone: its contributors get the error, and the value stays."""
@@ -457,6 +469,7 @@ class Store:
     def _finish(self, contribution: Contribution, entry: Entry) -> list[Ticket]:
         """One key of a request is done; returns the ticket when it was the last."""
         ticket = contribution.ticket
+        ticket.needs = max(ticket.needs, entry.told)
         if ticket.pull:
             try:
                 answer = _answer(entry.value, contribution.ids, ticket.codec, self._memory)
@@ -474,6 +487,7 @@ class Store:
         """The first error answers the request; what it does to its other keys goes on."""
         self.parked -= entry.keys
         ticket.due -= 1
+        ticket.needs = max(ticket.needs, entry.told)
         if ticket.finished:
             return []
         ticket.error, ticket.what = error, what

@@ -46,6 +46,7 @@ class Ticket:
     apart: list[Ticket] = field(default_factory=list)  # of a burst that is served key by key: its keys' own
     whole: Ticket | None = None  # of such a key: its burst
     hurried: bool = False  # a burst whose worker does not wait for all of it
+    needs: int = 0  # the change that others must have before it is answered: they may take this server's place
     told: bool = False  # that it is served key by key
 
     def per_key(self, count: int) -> list[tuple[Ticket, int]]:

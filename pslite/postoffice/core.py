@@ -50,6 +50,8 @@ class Core:
     policy: str = "raise"  # what becomes of the others when a worker dies
     epoch: int = 0  # of the table of members, as the scheduler told it last
     returns: bool = False  # who dies comes again: a broken connection is the scheduler's to judge, or may be its death
+    replicas: int = 0  # servers that have what a server has, and take its place: who dies is the scheduler's to judge
+    backup: int | None = None  # of a server: the node that it replicates to; None from that one's end on
     patience: float | None = None  # seconds that another scheduler is awaited
     recollection: Recollection = field(default_factory=Recollection)  # for a scheduler that takes another one's place
     _search: Search | None = None  # while the scheduler is not there
@@ -107,13 +109,20 @@ class Core:
         self.ready = True
 
     def connections(self) -> list[Action]:
-        """The connections to make after joining: a worker's to the servers."""
-        if self.role != "worker":
+        """The connections to make after joining: a worker's to the servers, a server's to its backup."""
+        if self.role == "server" and self.replicas and not self.again:
+            self.backup = ids.backup_of(self.node, self.num_servers)
+        if self.role != "worker" and self.backup is None:
             return []
-        servers = [peer for node, peer in self.roster.items() if ids.role_of(node) == "server" and not peer.away]
+        wanted = [node for node in self.roster if self._connects_to(node)]
+        servers = [self.roster[node] for node in wanted if not self.roster[node].away]
         for peer in servers:
             self.delivery.open(peer.node, peer.node)
         return [Connect(peer.node, peer.addresses) for peer in servers]
+
+    def _connects_to(self, node: int) -> bool:
+        """Whether what we ask a node takes a connection of its own, and not that of the scheduler."""
+        return node == self.backup or (self.role == "worker" and ids.role_of(node) == "server")
 
     # -- events -------------------------------------------------------------------------------------------------------
 
@@ -238,7 +247,7 @@ class Core:
         if not permitted(request.op, sender, self.role):
             problem = f"operation {request.op} is not for a {sender} to ask of {ids.name_of(self.node)}"
             return [*self._warn(now, problem), *self.answer(request, error=ProtocolError(problem))]
-        if request.op in (Op.DATA, Op.SIMPLE):
+        if request.op in (Op.DATA, Op.SIMPLE, Op.REPLICATE):
             return [Deliver(request)]
         if request.op == Op.EVENT:
             return self._on_scheduler_event(now, request)
@@ -304,6 +313,7 @@ class Core:
             self.first_failure = self.first_failure or error
         for pending in self.delivery.fail(node):
             pending.on_reply(error)
+        self.backup = None if node == self.backup else self.backup
         return [*actions, PeerEnded(node, error)]
 
     def away(self, node: int, error: PeerError) -> list[Action]:
@@ -314,6 +324,10 @@ class Core:
         self._suspend(node)
         if self.scheduler is not None:  # it asks members for nothing that outlives them
             for pending in self.delivery.fail(node):
+                pending.on_reply(error)
+        if node == self.backup:  # its successor is no backup
+            self.backup = None
+            for pending in self.delivery.withdraw(node, Op.REPLICATE):
                 pending.on_reply(error)
         return [Forget(peer.incarnation), PeerAway(node, error)]
 
@@ -333,7 +347,7 @@ class Core:
         if before is not None and not before.away:
             actions += self.away(peer.node, PeerLost(node=before.name, reason="another process has its place"))
         self.roster[peer.node] = peer
-        if self.role == "worker" and ids.role_of(peer.node) == "server":
+        if self._connects_to(peer.node):
             actions.append(Connect(peer.node, peer.addresses))
             link = peer.node
         return [*actions, *self.delivery.resume(now, peer.node, link), PeerBack(peer.node)]
@@ -438,6 +452,9 @@ class Core:
         if node == ids.SCHEDULER and self.fatal is not None:
             on_reply(self.fatal)
             return None, []
+        if message.op == Op.REPLICATE and node != self.backup:
+            on_reply(PeerLost(node=ids.name_of(node), reason="it has no replica of this server any more"))
+            return None, []
         if self.delivery.link_to(node) is None:
             on_reply(PeerLost(node=ids.name_of(node), reason="this process has no way to reach it"))
             return None, []
@@ -465,7 +482,7 @@ class Core:
             del self._outages[node]
             if node == ids.SCHEDULER:
                 actions += self._lose_scheduler(now, outage.since)
-            elif not self.returns:
+            elif not (self.returns or (self.replicas and ids.role_of(node) == "server")):
                 reason = f"its connection broke {now - outage.since:.1f} s ago and did not come back"
                 actions += self.lose(node, PeerLost(node=self.roster[node].name, reason=reason))
         if self._search is not None:

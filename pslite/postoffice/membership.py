@@ -44,6 +44,7 @@ class Policy:
     servers: str = "raise"  # the job fails, or 'wait' for the successor
     workers: str = "raise"  # likewise, or 'shrink': the others go on
     wait: float | None = None  # seconds after which nobody waits for a successor any more
+    replicas: int = 0  # of a server: only who has one of a server that dies can take its place
 
     def of(self, role: str) -> str:
         """The policy for a role."""
@@ -201,6 +202,8 @@ class Membership:
             what = f"rank {wish!r} is not among the {count} {role}s of this job"
             return _refused(request, new.wished, f"{what}: ranks are 0 to {count - 1}")
         if self.complete and self.policy.of(role) == "wait" and (before := self._predecessor(new)) is not None:
+            if role == "server" and self.policy.replicas and not self._is_backup(new, before):
+                return _refused(request, new.wished, "its place is for the process that has its replica")
             return self._succeed(before, new, now)
         if on_worker_lost and self._asked and on_worker_lost != self._asked:
             reason = f"its on_worker_lost={on_worker_lost!r} must be that of the others, {self._asked!r}"
@@ -339,7 +342,9 @@ class Membership:
                 continue
             if member.here and hint.restarts > member.restarts:
                 outcome = self.lose(member, "its process ended", now).after(outcome)
-            elif member.state == State.AWAY and hint.exit is not None:
+            elif member.here and member.pid == hint.pid and hint.exit is not None and self._has_replica(member):
+                outcome = self.lose(member, f"it ended with status {hint.exit}", now).after(outcome)
+            elif member.state == State.AWAY and hint.exit is not None and not self._has_replica(member):
                 reason = f"it ended with status {hint.exit} and is not started again"
                 outcome = self._end_lost(member, PeerLost(node=member.name, reason=reason)).after(outcome)
         return outcome
@@ -436,11 +441,11 @@ class Membership:
 
     def lose(self, member: Member, reason: str, now: float = 0.0) -> Outcome:
         """A member died. Before the job is complete that is the end of it, for everybody who has joined."""
-        if self.complete and self.policy.of(member.role) == "wait":
+        if self.complete and self.policy.of(member.role) == "wait" and self._can_return(member):
             member.away_since = now
             self._end(member, State.AWAY, PeerLost(node=member.name, reason=reason))
             self.epoch += 1
-            return self._answer_knocks(now).after(Outcome(away=[member]))
+            return self._answer_knocks(now).after(Outcome(away=[member])).after(self._lose_without_replica(member))
         if self.complete and self.policy.of(member.role) == "shrink":
             return self._end_lost(member, WorkerDropped(node=member.name, reason=reason))
         if not self.complete:
@@ -456,6 +461,31 @@ class Membership:
             if other.here:
                 other.state = State.FAILED
         return Outcome(answers, failure=error)
+
+    def _is_backup(self, new: Member, before: Member) -> bool:
+        """Whether a process has what the server had whose place it asks for."""
+        backup = self.find(ids.backup_of(before.node, self.wanted["server"]))
+        return self._has_replica(before) and backup is not None and (new.pid, new.host) == (backup.pid, backup.host)
+
+    def _can_return(self, member: Member) -> bool:
+        """Whether another process can take a member's place if it dies now."""
+        return not (member.role == "server" and self.policy.replicas) or self._has_replica(member)
+
+    def _has_replica(self, member: Member) -> bool:
+        """Whether a process has what a server had: its backup, unless one of the two has its place from another one."""
+        if member.role != "server" or not self.policy.replicas:
+            return False
+        backup = self.find(ids.backup_of(member.node, self.wanted["server"]))
+        return backup is not None and backup.here and not backup.restarts and not member.restarts
+
+    def _lose_without_replica(self, backup: Member) -> Outcome:
+        """A server died, and so nobody takes the place of the one that it was the backup of, if that is away."""
+        outcome = Outcome()
+        for member in self.away():
+            if member is not backup and not self._can_return(member):
+                reason = f"it died, and so did its backup, {backup.name}"
+                outcome = self._end_lost(member, PeerLost(node=member.name, reason=reason)).after(outcome)
+        return outcome
 
     def _end_lost(self, member: Member, error: PeerError) -> Outcome:
         self._end(member, State.LOST, error)

@@ -72,6 +72,9 @@ class Postoffice:
 
     def __init__(self, config: Config, van: Van | None = None, clock: Callable[[], float] = time.monotonic,
                  rng: Random | None = None) -> None:  # fmt: skip
+        if config.replicas >= config.num_servers:
+            remedy = f"a replica needs another server, and there is {config.num_servers}: start at least 2"
+            raise ConfigError(name="PSLITE_REPLICAS", value=config.replicas, allowed=remedy)
         if not config.root:
             raise ConfigError(name="DMLC_PS_ROOT_URI", value=None, allowed="give the address of the scheduler")
         for notice in config.notices:
@@ -87,6 +90,7 @@ class Postoffice:
         self._identity = routing_id(config.job, config.role, incarnation)
         delivery = Delivery(incarnation, config.resend_timeout, lambda *sent: self._shell.van.weigh(*sent))
         self._core = Core(config.role, delivery, returns=config.max_restarts > 0, patience=config.start_timeout)
+        self._core.replicas = config.replicas
         self._shell = Shell(
             self._core,
             van or addresses.open_van(config, self._identity, clock, keys),
@@ -216,6 +220,11 @@ class Postoffice:
         """What becomes of the others when a worker dies: 'raise', 'wait' or 'shrink'."""
         return self._core.policy
 
+    @property
+    def backup(self) -> int | None:
+        """The server that this one replicates to; None if there is none, or it has ended."""
+        return self._core.backup
+
     # -- joining ------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -248,7 +257,8 @@ class Postoffice:
         delivery.node, delivery.job = ids.SCHEDULER, config.job or f"{self._rng.getrandbits(64):016x}"
         now = self._clock()
         deadline = None if config.start_timeout is None else now + config.start_timeout
-        policy = Policy("wait" if config.max_restarts else "raise", config.policy, config.start_timeout)
+        servers = "wait" if config.servers_return else "raise"
+        policy = Policy(servers, config.policy, config.start_timeout, config.replicas)
         membership = Membership(config.num_workers, config.num_servers, delivery.job, deadline, now, policy)
         recovery = Recovery(delivery.job, membership.wanted, now, config.restarts > 0) if config.max_restarts else None
         self._core.scheduler = Scheduler(membership, recovery)
@@ -516,7 +526,7 @@ class Postoffice:
 
     def wait_job_over(self) -> None:
         """Serve until every worker has left; raises what ended this process's part early."""
-        survives = self.config.max_restarts > 0 or self._core.policy == "shrink"
+        survives = self.config.servers_return or self._core.policy == "shrink"
         supervised = self._supervised is not None and survives
         while not self._shell.wait_until(
             lambda: self._core.job_over, self._clock() + LOOK_AT_PROCESSES if supervised else None

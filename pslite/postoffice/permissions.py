@@ -17,6 +17,7 @@ PERMISSIONS: dict[int, tuple[frozenset[str], frozenset[str]]] = {
     Op.EVENT: (frozenset(("scheduler",)), _MEMBERS),  # that a member has ended, that the job is over
     Op.DATA: (_ALL, _ALL),
     Op.SIMPLE: (_ALL, _ALL),
+    Op.REPLICATE: (frozenset(("server",)), frozenset(("server",))),
 }
 
 

@@ -12,11 +12,13 @@ from pslite import (
     KVServerDefaultHandle,
     KVWorker,
     Postoffice,
+    ReplicaLink,
     SimpleApp,
     SimpleData,
     run_all,
 )
 from pslite.wire import Kind, Message, Op
+from tests.harness import wait_until
 
 FATES = {"request lost": 0, "request doubled": 2, "answer lost": 0, "answer doubled": 2}
 KEYS = np.array([1, 2**63 + 1], np.uint64)
@@ -41,10 +43,10 @@ class OneStrike:
 @pytest.mark.parametrize("op", Op, ids=lambda op: op.name.lower())
 def test_it_has_one_effect(op: Op, fate: str) -> None:
     strike = OneStrike(op, fate)
-    with InprocCluster(workers=2, servers=2, fault=strike, resend_timeout=0.05, max_restarts=1) as cluster:
+    with InprocCluster(workers=2, servers=2, fault=strike, resend_timeout=0.05, max_restarts=1, replicas=1) as cluster:
         commands: list[int] = []
-        for server in cluster.servers:
-            serve(server, commands)
+        changes: list[int] = []
+        links = [serve(server, commands, changes) for server in cluster.servers]
         first, second = cluster.workers
         first.publish({"a": 1})
         assert second.lookup(["a"]) == {"a": 1}
@@ -60,6 +62,11 @@ def test_it_has_one_effect(op: Op, fate: str) -> None:
         kv.wait(kv.pull(KEYS, out))
         assert out.tolist() == [111.0, 111.0]
         assert commands == [7, 7]
+        for number in (1, 2):
+            links[0].tell(number, [np.array([number])])
+        wait_until(lambda: len(changes) == 4)
+        assert [number for number in changes if number > 0] == [1, 2]
+        assert {number for number in changes if number < 0} == {-1, -2}
         run_all([lambda o=o: o.barrier(ALL) for o in cluster.offices])
         run_all([office.leave for office in cluster.workers])
         for server in cluster.servers:
@@ -67,7 +74,7 @@ def test_it_has_one_effect(op: Op, fate: str) -> None:
     assert strike.struck is not None, "the job has no such message: give it one"
 
 
-def serve(office: Postoffice, commands: list[int]) -> None:
+def serve(office: Postoffice, commands: list[int], changes: list[int]) -> ReplicaLink:
     KVServer(0, office).set_handle(KVServerDefaultHandle())
 
     def on_command(data: SimpleData, app: SimpleApp) -> None:
@@ -75,6 +82,9 @@ def serve(office: Postoffice, commands: list[int]) -> None:
         app.response(data)
 
     SimpleApp(1, 0, office, on_command)
+    return ReplicaLink(
+        4, office, lambda arrays: changes.append(int(arrays[0][0])), lambda number, error: changes.append(-number)
+    )
 
 
 def push(office: Postoffice, value: float) -> None:

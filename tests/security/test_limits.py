@@ -134,6 +134,10 @@ def test_the_table_names_every_operation() -> None:
         (Op.LEAVE, "worker", "server", False),
         (Op.BARRIER, "worker", "server", False),
         (Op.DATA, "worker", "server", True),
+        (Op.REPLICATE, "server", "server", True),
+        (Op.REPLICATE, "worker", "server", False),
+        (Op.REPLICATE, "server", "worker", False),
+        (Op.REPLICATE, "scheduler", "server", False),
         (99, "worker", "server", False),
     ],
 )
