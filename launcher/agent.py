@@ -46,7 +46,8 @@ class Agent:
         self._rendezvous: Rendezvous | None = None
         self._max_restarts = 0  # of each process; 0 also from the moment on that the job is being ended
         self._shrinks = False  # workers that a signal ended are not started again
-        self._lost: LostList | None = None  # while there are restarts, or the others go on without lost workers
+        self._replicas = 0  # servers that go on for one that a signal ended, which is not started again
+        self._lost: LostList | None = None  # while the others may go on without processes that are lost
         self._look_at = 0.0  # when to look at it next
         self._limits: tuple[int, int] | None = None  # of open descriptors in processes, if they are not the agent's
         self._keys: Path | None = None  # where the processes' keys are, if they have any
@@ -160,12 +161,13 @@ class Agent:
         self._rendezvous = Rendezvous(order["job"], order["transport"])
         self._send({"event": "opened", "directory": str(self._rendezvous.directory)})
         self._max_restarts, self._shrinks = order["max_restarts"], order["shrinks"]
-        if self._max_restarts or self._shrinks:
+        self._replicas = order["replicas"]
+        if self._max_restarts or self._shrinks or self._replicas:
             self._lost = LostList(self._rendezvous.directory)
         if self._max_restarts:
             self._limits = allow_many_descriptors()
         for process in order["processes"]:
-            keeps = self._max_restarts and process["role"] == "server"
+            keeps = self._max_restarts and process["role"] == "server" and not self._replicas
             self._children.append(Child(process, Keeper(partial(self._notice, process["rank"])) if keeps else None))
         if order["keys"] and not self._make_keys(self._rendezvous):
             return
@@ -204,7 +206,7 @@ class Agent:
             if (code := child.ended()) is not None
         ]
         for code, child, record in sorted(ended, key=_suspicion):
-            again = code < 0 and child.restarts < self._max_restarts and not (self._shrinks and child.role == "worker")
+            again = code < 0 and child.restarts < self._max_restarts and not self._can_do_without(child.role)
             if again:
                 child.signal_group(signal.SIGKILL)  # its helpers must not get in the way of its successor's
             for lines in child.last_words():
@@ -216,6 +218,9 @@ class Agent:
         reap_orphans({child.pid for child in self._children})
         if ended and self._rendezvous:
             self._write_processes(self._rendezvous)
+
+    def _can_do_without(self, role: str) -> bool:
+        return (self._shrinks and role == "worker") or (self._replicas > 0 and role == "server")
 
     def _restart(self, child: Child, code: int, rendezvous: Rendezvous) -> None:
         self._send({"event": "died", "id": child.id, "code": code})

@@ -40,6 +40,7 @@ class Options:
     start_timeout: float | None = None
     grace: float = 10.0
     max_restarts: int = 0
+    replicas: int = 0
     on_worker_lost: str | None = None
     p3: bool = False
     checkpoint_dir: str | None = None
@@ -65,6 +66,9 @@ def parse(argv: Sequence[str], prog: str) -> Options:
             parser.error(f"{option} needs --launcher ssh, which is not available in this version; {_SEVERAL_HOSTS}")
     if not args.checkpoint_dir and (args.checkpoint_every or args.checkpoint_keep or args.resume):
         parser.error("--checkpoint-every, --checkpoint-keep and --resume need --checkpoint-dir")
+    num_servers = args.num_workers if args.num_servers is None else args.num_servers
+    if args.replicas >= num_servers:
+        parser.error("--replicas 1 needs another server that has the replica: give -s 2 or more")
     if args.format and not args.dry_run:
         parser.error("--format needs --dry-run")
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
@@ -72,7 +76,7 @@ def parse(argv: Sequence[str], prog: str) -> Options:
         parser.error("the command to run is missing")
     return Options(
         num_workers=args.num_workers,
-        num_servers=args.num_workers if args.num_servers is None else args.num_servers,
+        num_servers=num_servers,
         command=tuple(command),
         launcher=args.launcher,
         server_command=args.server_command,
@@ -83,6 +87,7 @@ def parse(argv: Sequence[str], prog: str) -> Options:
         start_timeout=args.start_timeout,
         grace=args.grace,
         max_restarts=args.max_restarts,
+        replicas=args.replicas,
         on_worker_lost=args.on_worker_lost,
         p3=args.p3,
         checkpoint_dir=args.checkpoint_dir,
@@ -146,6 +151,14 @@ def _add_processes(group: argparse._ArgumentGroup) -> None:
         default=0,
         metavar="N",
         help="how often a process that a signal ended is started again (default: 0: the job ends)",
+    )
+    group.add_argument(
+        "--replicas",
+        type=int,
+        choices=(0, 1),
+        default=0,
+        help="how many other servers have what a server has; with 1 one of them goes on for it when a signal ends it, "
+        "and servers are not started again (default: 0; sets PSLITE_REPLICAS)",
     )
     group.add_argument(
         "--on-worker-lost",

@@ -3,7 +3,7 @@
 Orders, to the agent:
 
     {"do": "start", "job": ID, "transport": "ipc" | "tcp", "keys": BOOL, "grace": SECONDS, "max_restarts": N,
-        "shrinks": BOOL,
+        "shrinks": BOOL, "replicas": N,
         "processes": [{"id", "role", "rank", "host", "argv", "env"}]}         once, first
     {"do": "signal", "signal": N}         to all process groups; from the first one on nothing is started again
     {"do": "kill", "id", "pid"}         this process, unless it has ended

@@ -37,7 +37,8 @@ class Job:
         self._spec, self._job, self._grace = spec, job, grace
         self._console, self._colors, self._prefixer, self._files = console, colors, prefixer, files
         self._tails = Tails(len(spec.processes))
-        self._supervisor = Supervisor(spec.processes, grace, time.monotonic(), spec.max_restarts, spec.shrinks)
+        now = time.monotonic()
+        self._supervisor = Supervisor(spec.processes, grace, now, spec.max_restarts, spec.shrinks, spec.replicas)
         self._agents: list[AgentLink] = []
         self._ending = False  # the agents were told to end
         self._directories: dict[str, str] = {}  # by host: for cleaning up after an agent that died
@@ -70,6 +71,7 @@ class Job:
             ]
             order = {"do": "start", "job": self._job, "transport": self._spec.transport, "keys": self._spec.keys}
             order |= {"grace": self._grace, "max_restarts": self._spec.max_restarts, "shrinks": self._spec.shrinks}
+            order["replicas"] = self._spec.replicas
             order["processes"] = mine
             agent.send(order)
 

@@ -24,7 +24,7 @@ JOB_VARIABLES = frozenset(
     (
         *("DMLC_ROLE", "DMLC_NUM_WORKER", "DMLC_NUM_SERVER", "DMLC_JOB_CLUSTER"),
         *("DMLC_RANK", "DMLC_TASK_ID", "DMLC_WORKER_ID", "DMLC_SERVER_ID", "RANK", "WORLD_SIZE", "LOCAL_RANK"),
-        *("PSLITE_MAX_RESTARTS", "PSLITE_RESTARTS", "PSLITE_KEEPER_FD"),
+        *("PSLITE_MAX_RESTARTS", "PSLITE_RESTARTS", "PSLITE_KEEPER_FD", "PSLITE_REPLICAS"),
         *SET_AT_START,
     )
 )
@@ -72,6 +72,7 @@ class JobSpec:
     notices: tuple[str, ...]  # said once on stderr
     max_restarts: int = 0  # of each process that a signal ended
     shrinks: bool = False  # when a signal ends a worker the others go on without it
+    replicas: int = 0  # when a signal ends a server another one goes on for it
 
 
 def plan(options: Options, environ: Mapping[str, str], import_root: str | None = None) -> JobSpec:
@@ -101,7 +102,9 @@ def plan(options: Options, environ: Mapping[str, str], import_root: str | None =
         notices.append("PSLITE_SECURITY=none: whoever can connect to this host can read and change the model")
     listens, keys = "tcp" if tcp else "ipc", tcp and not open_to_all
     shrinks = options.on_worker_lost == "shrink"
-    return JobSpec(tuple(processes), listens, keys, tuple(notices), options.max_restarts, shrinks)
+    return JobSpec(
+        tuple(processes), listens, keys, tuple(notices), options.max_restarts, shrinks, options.replicas
+    )
 
 
 def _common(options: Options, environ: Mapping[str, str], import_root: str | None) -> Iterator[tuple[str, str]]:
@@ -113,6 +116,8 @@ def _common(options: Options, environ: Mapping[str, str], import_root: str | Non
         yield "PSLITE_START_TIMEOUT", f"{options.start_timeout:g}"
     if options.max_restarts:
         yield "PSLITE_MAX_RESTARTS", str(options.max_restarts)
+    if options.replicas:
+        yield "PSLITE_REPLICAS", str(options.replicas)
     if options.on_worker_lost is not None:
         yield "PSLITE_ON_WORKER_LOST", options.on_worker_lost
     if options.p3:

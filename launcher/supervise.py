@@ -112,12 +112,13 @@ class Supervisor:
     """State machine over the processes of a job. Times are seconds on any clock that only goes forward."""
 
     def __init__(self, specs: Sequence[ProcessSpec], grace: float, now: float, max_restarts: int = 0,
-                 shrinks: bool = False) -> None:  # fmt: skip
+                 shrinks: bool = False, replicas: int = 0) -> None:  # fmt: skip
         self.processes = [Process(spec) for spec in specs]
         self.started_at = now
         self.grace = grace
         self.max_restarts = max_restarts  # of each process; its agent counts them
         self.shrinks = shrinks  # the job goes on without workers that a signal ended
+        self.replicas = replicas  # the next server goes on for one that a signal ended
         self.cause: Cause | None = None  # why the job was stopped: the first reason, never changed
         self._steps: deque[tuple[float, int]] = deque()  # signals still to send, and when
         self._failures: list[Process] = []  # before the stop, in order
@@ -164,7 +165,8 @@ class Supervisor:
             return []
         if self._can_do_without(process):
             process.dropped = True
-            return [Say(f"{process.where} died: {signal_text(-code)}; the others go on without it"), *self._at_end(now)]
+            died = f"{process.where} died: {signal_text(-code)}"
+            return [Say(f"{died}; {self._who_goes_on(process)}"), *self._at_end(now)]
         if code != 0:
             self._failures.append(process)
             if len(self._failures) == 1:
@@ -183,10 +185,26 @@ class Supervisor:
         return []
 
     def _can_do_without(self, process: Process) -> bool:
-        """Whether this process is a worker that a signal ended, while others go on or have done their work."""
-        if not self.shrinks or process.spec.role != "worker" or process.exit is None or process.exit >= 0:
+        """Whether a signal ended this process, and others go on for it or without it, or have done their work."""
+        if process.exit is None or process.exit >= 0:
+            return False
+        if process.spec.role == "server" and self.replicas:
+            return all(p.exit in (None, 0) for p in self._beside(process))
+        if process.spec.role != "worker" or not self.shrinks:
             return False
         return any(p.exit in (None, 0) for p in self.processes if p.spec.role == "worker" and p is not process)
+
+    def _beside(self, server: Process) -> list[Process]:
+        """The server that has a replica of this one, and the one whose replica this one had: its next and its last."""
+        servers = [p for p in self.processes if p.spec.role == "server"]
+        at = servers.index(server)
+        return [servers[(at + 1) % len(servers)], servers[at - 1]]
+
+    def _who_goes_on(self, process: Process) -> str:
+        if process.spec.role == "worker":
+            return "the others go on without it"
+        alone = list(dict.fromkeys(p.spec.label for p in self._beside(process)))
+        return f"{alone[0]} goes on for it, and the job would not survive the death of {' or '.join(alone)}"
 
     def signalled(self, signum: int, now: float) -> list[Action]:
         """The launcher got a signal: the first stops everything, Ctrl-C during that kills at once."""

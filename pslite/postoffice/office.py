@@ -83,6 +83,8 @@ class Postoffice:
             place = config.role, config.rank, config.restarts
             failpoints.arm(failpoints.parse(config.failpoints, *place, lambda: os.kill(os.getpid(), signal.SIGKILL)))
         config, keys = addresses.with_rank_of_key(config)
+        if config.replicas and config.role == "server" and config.rank is not None:
+            addresses.key_beside(config, (config.rank - 1) % config.num_servers)
         self.config = config
         self._rng = rng or Random(int.from_bytes(os.urandom(16), "big"))
         self._clock = clock
