@@ -122,7 +122,6 @@ class Directory:
 
     def prune(self, keep: int, newest: Id) -> None:
         """Remove all but the ``keep`` last checkpoints, and what is left of those that were never complete."""
-        failpoint("checkpoint_before_prune")
         kept = set(sorted(self.ids())[-keep:])
         doomed = [name for name in os.listdir(self._fd) if (id := _id_of(name)) and id not in kept and id < newest]
         for name in sorted(doomed, key=lambda name: not name.endswith(".manifest")):  # manifests first

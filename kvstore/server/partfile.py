@@ -10,6 +10,7 @@ from typing import IO, Any
 from kvstore.checkpoint.directory import Directory
 from kvstore.checkpoint.job import Id, Saved, Stamp
 from kvstore.checkpoint.part import PartWriter
+from pslite.failpoints import failpoint
 
 log = logging.getLogger("kvstore.server")
 
@@ -58,6 +59,7 @@ class PartFile:
     def complete(self, id: Id, stamps: list[Stamp], keep: int) -> str:
         """On server 0, when all parts are there: write the manifest, and remove old checkpoints; returns its path."""
         path = self._directory.complete(id, self._job, stamps)
+        failpoint("checkpoint_before_prune")
         try:
             self._directory.prune(keep, id)
         except OSError as error:  # the new one is there all the same
