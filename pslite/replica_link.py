@@ -23,7 +23,8 @@ class ReplicaLink:
     """Changes are numbered by their sender, and come in their order, each once.
 
     ``take(arrays)`` runs for each change of the server before this one, ``told(number, error)`` when the backup has one
-    of this server's, and all before it, or never will; both on the leading thread.
+    of this server's, and all before it, or has refused it; a PeerError says that it is dead. Both run on the leading
+    thread.
     """
 
     def __init__(
@@ -51,11 +52,7 @@ class ReplicaLink:
             if message.op != Op.REPLICATE or message.sender != self.primary:
                 raise ProtocolError(f"{self._office.name} has no replica of {name_of(message.sender)}")
             self._take(message.arrays)
-        except Exception as error:  # whoever told it goes on without this replica
+        except Exception as error:  # it may be because we have its sender's place by now
             answer_error(self._office, message, error, "the replica")
         else:
             self._office.answer(message, Message(Kind.REPLY))
-
-    def close(self) -> None:
-        """Hear nothing any more."""
-        self._office.unregister(self._app, 0)

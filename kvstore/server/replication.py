@@ -54,8 +54,9 @@ class Replication:
         self._link.tell(change, arrays)
 
     def _on_told(self, change: int, error: PSError | None) -> None:
-        if error is not None:
+        if isinstance(error, PeerError):
             self._go_on_alone(error)
+        if error is not None:  # refused: the backup may have this server's place, and what is held must not be answered
             return
         failpoint("after_replicate")
         self._acknowledged = max(self._acknowledged, change)

@@ -18,6 +18,13 @@ class Connect:
 
 
 @dataclass(slots=True)
+class Disconnect:
+    """End the connection that was made to a node; what is queued for it is dropped."""
+
+    node: int
+
+
+@dataclass(slots=True)
 class Deliver:
     """Hand a request to the application."""
 
@@ -69,4 +76,4 @@ class Refuse:
     link: Link
 
 
-Action = Send | Connect | Deliver | PeerEnded | PeerAway | PeerBack | Forget | Refuse | Log
+Action = Send | Connect | Disconnect | Deliver | PeerEnded | PeerAway | PeerBack | Forget | Refuse | Log

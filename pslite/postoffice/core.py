@@ -15,7 +15,7 @@ from pslite.errors import AuthError, JoinError, PeerError, PeerLost, ProtocolErr
 from pslite.van.base import LinkDown, LinkRefused, LinkUp, Received, Rejected, VanEvent
 from pslite.wire import Flag, Kind, Link, Message, Op
 
-from .actions import Action, Connect, Deliver, Forget, Log, PeerAway, PeerBack, PeerEnded, Refuse
+from .actions import Action, Connect, Deliver, Disconnect, Forget, Log, PeerAway, PeerBack, PeerEnded, Refuse
 from .membership import Hint
 from .permissions import permitted
 from .recovery import HELLO_EVERY, Recollection, Search
@@ -313,8 +313,7 @@ class Core:
             self.first_failure = self.first_failure or error
         for pending in self.delivery.fail(node):
             pending.on_reply(error)
-        self.backup = None if node == self.backup else self.backup
-        return [*actions, PeerEnded(node, error)]
+        return [*actions, *self._lose_backup(node, error), PeerEnded(node, error)]
 
     def away(self, node: int, error: PeerError) -> list[Action]:
         """A peer died, and its successor is awaited."""
@@ -325,11 +324,16 @@ class Core:
         if self.scheduler is not None:  # it asks members for nothing that outlives them
             for pending in self.delivery.fail(node):
                 pending.on_reply(error)
-        if node == self.backup:  # its successor is no backup
-            self.backup = None
-            for pending in self.delivery.withdraw(node, Op.REPLICATE):
-                pending.on_reply(error)
-        return [Forget(peer.incarnation), PeerAway(node, error)]
+        return [Forget(peer.incarnation), *self._lose_backup(node, error), PeerAway(node, error)]
+
+    def _lose_backup(self, node: int, error: PeerError) -> list[Action]:
+        """Whoever takes the backup's place is no backup."""
+        if node != self.backup:
+            return []
+        self.backup = None
+        for pending in self.delivery.withdraw(node, Op.REPLICATE):
+            pending.on_reply(error)
+        return [Disconnect(node)]
 
     def _suspend(self, node: int) -> None:
         peer = self.roster[node]

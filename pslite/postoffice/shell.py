@@ -22,7 +22,7 @@ from pslite.flow import Arrivals
 from pslite.van.base import Received, Van, VanEvent
 from pslite.wire import Kind, Message
 
-from .actions import Action, Connect, Deliver, Forget, Log, PeerAway, PeerBack, PeerEnded, Refuse
+from .actions import Action, Connect, Deliver, Disconnect, Forget, Log, PeerAway, PeerBack, PeerEnded, Refuse
 from .core import FOR_EVER, LOOPBACK, Core
 from .strikes import printable
 
@@ -105,6 +105,8 @@ class Shell:
                 self._deliveries.add(partial(self.on_deliver, action.message), action.message)
             elif isinstance(action, Connect):
                 self.van.connect(action.node, self._pick(action.addresses))
+            elif isinstance(action, Disconnect):
+                self.van.disconnect(action.node)
             elif isinstance(action, PeerEnded):
                 for call in self.on_peer_ended:
                     self._deliveries.add(partial(call, action.node, action.error))
