@@ -67,7 +67,7 @@ class Service:
         elif office.config.keeper_fd is not None and (memory := office.open_kept()) is not None:
             self.store.keep(memory)
         self._replication = None
-        if office.backup is not None and adopt is not None:
+        if adopt is not None and office.backup is not None:
             self._replication = Replication(office, self.store, adopt)
         self._saving = open_saving(office, self.store, self._finish)
         self._init = self.store.init if self._saving is None else self._saving.init

@@ -11,6 +11,7 @@ from launcher.options import parse
 OPTIONS = {
     *("-n", "--num-workers", "-s", "--num-servers", "--server-command", "--start-timeout", "--grace", "--dry-run"),
     "--max-restarts",
+    "--replicas",
     "--on-worker-lost",
     *("--format", "-h", "--help", "--launcher", "-H", "--hostfile", "--sync-dst-dir"),
     *("--env", "--env-server", "--env-worker", "--log-dir", "--color", "--no-prefix", "--timestamps", "--p3"),
@@ -69,6 +70,9 @@ def test_the_launchers_options_after_the_command_are_the_commands() -> None:
         (["-n", "1", "--launcher", "ssh", "python"], "available: local; on several hosts start the processes by hand"),
         (["-n", "1", "-H", "hosts", "python"], "--hostfile needs --launcher ssh, which is not available"),
         (["-n", "1", "--sync-dst-dir", "/x", "python"], "--sync-dst-dir needs --launcher ssh"),
+        (["-n", "2", "-s", "1", "--replicas", "1", "python"], "give -s 2 or more"),
+        (["-n", "1", "--replicas", "1", "python"], "give -s 2 or more"),
+        (["-n", "1", "--replicas", "2", "python"], "invalid choice"),
         (["-n", "1", "--max-restarts", "-1", "python"], "'-1' is not a number that is at least 0"),
         (["-n", "1", "--grace", "soon", "python"], "'soon' is not a number of seconds"),
         (["-n", "1", "--grace", "inf", "python"], "'inf' is not a number of seconds"),

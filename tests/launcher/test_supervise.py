@@ -13,6 +13,48 @@ from launcher.supervise import Failed, Kill, Overstayed, Say, Send, Supervisor
 SCHEDULER, SERVER, WORKER0, WORKER1 = range(4)
 
 
+def with_replicas(servers: int) -> Supervisor:
+    places = [("worker", 0), *[("server", rank) for rank in range(servers)]]
+    specs = [ProcessSpec(role, rank, "localhost", ("x",), {}) for role, rank in places]
+    machine = Supervisor(specs, 10, 100.0, replicas=1)
+    for index in range(len(places)):
+        machine.started(index, 1000 + index)
+    return machine
+
+
+def test_a_server_goes_on_for_another_one_that_a_signal_ended() -> None:
+    machine = with_replicas(2)
+    [said] = machine.exited(1, -SIGKILL, 101)
+    assert isinstance(said, Say)
+    assert said.text.endswith("server 1 goes on for it, and the job would not survive the death of server 1")
+    end(machine, 0, 0, 2)
+    assert machine.finished(102)
+    assert machine.status() == 0
+
+
+def test_a_server_that_serves_for_two_is_not_survived() -> None:
+    machine = with_replicas(2)
+    machine.exited(2, -SIGKILL, 101)
+    assert machine.exited(1, -SIGKILL, 102) == [Send(SIGTERM)]
+    assert blamed(machine) == ["server 0"]
+
+
+@pytest.mark.parametrize(("second", "survives"), [(1, False), (2, True), (3, False)])
+def test_which_two_servers_of_four_may_die(second: int, survives: bool) -> None:
+    machine = with_replicas(4)
+    [said] = machine.exited(1, -SIGKILL, 101)
+    assert isinstance(said, Say)
+    assert said.text.endswith("the death of server 1 or server 3")
+    machine.exited(1 + second, -SIGKILL, 102)
+    assert (machine.cause is None) is survives
+
+
+def test_a_server_with_an_error_is_a_failure_in_spite_of_replicas() -> None:
+    machine = with_replicas(2)
+    machine.exited(1, 1, 101, by(None))
+    assert blamed(machine) == ["server 0"]
+
+
 def supervisor(host: str = "localhost", max_restarts: int = 0) -> Supervisor:
     places = [("scheduler", 0), ("server", 0), ("worker", 0), ("worker", 1)]
     specs = [ProcessSpec(role, rank, "localhost", ("x",), {}) for role, rank in places]
