@@ -11,6 +11,7 @@ from types import ModuleType
 import hypothesis
 import pytest
 
+from tests.cases.seed import SEED
 from tests.harness import FakeClock, leaks
 
 leaks.watch()
@@ -18,6 +19,10 @@ leaks.watch()
 # On a busy machine a slow example is no failure; pytest's time limit stays.
 hypothesis.settings.register_profile("no-deadline", deadline=None)
 hypothesis.settings.load_profile("no-deadline")
+
+
+def pytest_report_header() -> str:
+    return f"CASES_SEED={SEED}"
 
 
 @pytest.fixture(autouse=True)

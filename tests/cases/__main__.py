@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import secrets
 import sys
 from collections.abc import Iterator, Sequence
@@ -41,6 +42,7 @@ def main() -> int:
     cases = load()
     results = table.read(args.json) if args.json else {}
     leaks.watch()
+    logging.disable(logging.WARNING)  # what a case has go wrong is logged
     say(f"{COMMAND} --seed {args.seed}")
     failed = False
     for case in choose(cases, args.cases):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
 from random import Random
 
 from kvstore.chaos.plan import Injection
+from tests.system.jobs import launch
 
 from . import steps
 from .case import Trial, case
 from .tormented import SECONDS, WORKERS, inject, job, torment
+
+_SHARD = Path(__file__).parent / "programs" / "shard.py"
 
 
 @case(1, "worker killed, async", quick=3, soak=300)
@@ -50,6 +55,16 @@ def server_killed(seed: int, where: Path) -> list[Trial]:
 @case(3, "server killed, kept, sync", quick=3, soak=100)
 def server_killed_sync(seed: int, where: Path) -> list[Trial]:
     return torment("kill-server", seed, 3, job("dist_sync"))
+
+
+@case(3, "server with 100 MiB killed, kept, the script imports torch", quick=2, soak=100, needs=("torch",))
+def large_shard(seed: int, where: Path) -> list[Trial]:
+    times = 2
+    done = launch("-n", 1, "-s", 1, "--max-restarts", times, sys.executable, _SHARD, 100, times, "torch", where)
+    found = [Trial(recovery=float(seconds)) for seconds in re.findall(r"recovered (\S+)", done.stdout)]
+    if done.returncode or len(found) != times:
+        found = [Trial(wrong=[done.stderr])]
+    return found
 
 
 @case(5, "scheduler killed, async", quick=3, soak=100)
@@ -98,3 +113,4 @@ def server_stopped(seed: int, where: Path) -> list[Trial]:
 @case(9, "scheduler stopped for 5 s", soak=100)
 def scheduler_frozen(seed: int, where: Path) -> list[Trial]:
     return torment("freeze-scheduler", seed, 1, job("dist_sync", barrier_every=2))
+

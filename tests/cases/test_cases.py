@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import time
 
 import pytest
 
 from .__main__ import calls
 from .case import Case, load
-
-SEED = int(os.environ.get("CASES_SEED") or time.time_ns() // 10**9 % 10**6)
+from .seed import SEED
 
 
 def parameters() -> list[object]:

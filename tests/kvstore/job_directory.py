@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 
 import numpy as np
@@ -55,6 +56,20 @@ def found(directory: Directory) -> Id | None:
             }
     checkpoint.close()
     return checkpoint.id
+
+
+def damaged(rng: random.Random, data: bytes) -> bytes:
+    """Bytes of a file after a bit was flipped, or a page zeroed, or some were lost or added."""
+    at = rng.randrange(len(data))
+    kind = rng.choice(["flip", "flip", "flip", "cut", "zero", "more"])
+    if kind == "flip":
+        return data[:at] + bytes([data[at] ^ (1 << rng.randrange(8))]) + data[at + 1 :]
+    if kind == "cut":
+        return data[:at]
+    if kind == "more":
+        return data + rng.randbytes(rng.randrange(1, 9))
+    page = at // 4096 * 4096
+    return data[:page] + bytes(len(data[page : page + 4096])) + data[page + 4096 :]
 
 
 if __name__ == "__main__":

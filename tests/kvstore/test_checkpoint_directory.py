@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,6 @@ from kvstore.server.partfile import PartFile
 from pslite.errors import CheckpointError
 
 from .job_directory import SERVERS, SETTINGS, found, keys, write
-
-FLIPS = 1000
 
 
 @pytest.fixture
@@ -45,36 +42,6 @@ def test_without_its_manifest_there_is_no_checkpoint(directory: Directory) -> No
     write(directory, FIRST)
     os.unlink(os.path.join(directory.path, FIRST.manifest))
     assert found(directory) is None
-
-
-def damages(rng: random.Random, data: bytes) -> bytes:
-    at = rng.randrange(len(data))
-    kind = rng.choice(["flip", "flip", "flip", "cut", "zero", "more"])
-    if kind == "flip":
-        return data[:at] + bytes([data[at] ^ (1 << rng.randrange(8))]) + data[at + 1 :]
-    if kind == "cut":
-        return data[:at]
-    if kind == "more":
-        return data + rng.randbytes(rng.randrange(1, 9))
-    page = at // 4096 * 4096
-    return data[:page] + bytes(len(data[page : page + 4096])) + data[page + 4096 :]
-
-
-def test_every_damage_is_found(directory: Directory, caplog: pytest.LogCaptureFixture) -> None:
-    rng = random.Random(26)
-    write(directory, FIRST)
-    write(directory, SECOND)
-    files = [Path(directory.path, name) for name in [SECOND.manifest, SECOND.part(0), SECOND.part(1)]]
-    for trial in range(FLIPS):
-        file = rng.choice(files)
-        whole = file.read_bytes()
-        file.write_bytes(damages(rng, whole))
-        if file.read_bytes() != whole:
-            assert found(directory) == FIRST, f"trial {trial} in {file.name}"
-            assert SECOND.manifest.split(".")[0] in caplog.text
-            caplog.clear()
-        file.write_bytes(whole)
-    assert found(directory) == SECOND
 
 
 def swapped(directory: Directory, one: str, other: str) -> None:

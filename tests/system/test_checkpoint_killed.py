@@ -13,6 +13,7 @@ import pytest
 
 from kvstore.checkpoint.directory import Directory
 from kvstore.checkpoint.job import Id
+from tests.cases.seed import SEED
 from tests.kvstore.job_directory import found, write
 
 from .jobs import LONGEST, ROOT
@@ -20,7 +21,7 @@ from .jobs import LONGEST, ROOT
 pytestmark = pytest.mark.processes
 
 CALLS = "openat,write,fsync,rename,renameat,renameat2,unlink,unlinkat"
-EVERY = 5  # of the calls one in so many; 1 takes a minute
+EVERY = int(os.environ.get("EVERY_CALL", 5))  # of the calls one in so many; 1 takes a minute
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def test_a_checkpoint_is_there_after_a_kill_at_any_call(strace: str, tmp_path: P
     first = next(i for i, call in enumerate(calls, 1) if "tmp-" in call)
     seen = set()
     names = [call.split()[1].split("(")[0] for call in calls]  # behind the process's id
-    for n in sorted({*range(first - 1, len(calls), EVERY), len(calls) - 1}):
+    for n in sorted({first - 1, *range(first - 1 + SEED % EVERY, len(calls), EVERY), len(calls) - 1}):
         nth = names[: n + 1].count(names[n])  # strace counts each call by itself
         status = run(strace, place, trace, "-e", f"inject={names[n]}:signal=KILL:when={nth}")
         assert status in (-signal.SIGKILL, 128 + signal.SIGKILL), calls[n]
