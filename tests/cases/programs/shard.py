@@ -29,7 +29,7 @@ with kvstore.create("dist_async") as kv:
     kv.set_optimizer(kvstore.optimizer.create("sgd", learning_rate=-1.0, momentum=0.0))
     kv.init([*keys, "small"], [np.zeros_like(ones) for _ in keys] + [np.zeros(4, np.float32)])
     kv.push(keys, [ones] * len(keys)).wait()
-    for number in range(times):
+    for _ in range(times):
         kv.push("small", np.ones(4, np.float32)).wait()
         begin = time.monotonic()
         os.kill(int((directory / "pid").read_text()), signal.SIGKILL)
