@@ -243,6 +243,6 @@ def without_arrays(state: Contents) -> Contents:
 
 def _since(base: NDArray[np.uint64] | None, numbers: Number, keys: int) -> int | bytes:
     """Numbers of a bundle's keys: how much they all have grown, or if that differs the numbers."""
-    now = np.broadcast_to(np.asarray(numbers, np.uint64), (keys,))
+    now = numbers if isinstance(numbers, np.ndarray) else np.full(keys, numbers, np.uint64)
     grown = now if base is None else now - base
     return int(grown[0]) if bool((grown == grown[0]).all()) else now.tobytes()

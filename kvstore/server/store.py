@@ -291,7 +291,7 @@ class Store:
         rule = self.settings.rule_of(rank)
         try:
             bundle = None if self._rules_before else self._bundle(keys, rank, rule)
-            if bundle is not None and numbers is not None and not bool(np.all(numbers > bundle.taken.get(rank, 0))):
+            if bundle is not None and numbers is not None and not bool((numbers > bundle.taken.get(rank, 0)).all()):
                 self._end(bundle)  # some of it was taken in before
                 bundle = None
             if bundle is None:

@@ -59,13 +59,18 @@ def run_one(seed: int, bug: str = "") -> Result:
 def run_here(seeds: range, bug: str, report: Callable[[Result], None], at_most: int = AT_MOST) -> None:
     """Schedules one after the other, until too many have failed."""
     failed = 0
-    gc.set_threshold(50_000)  # a schedule leaves few cycles behind
-    for seed in seeds:
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    for number, seed in enumerate(seeds):
+        if number % 20 == 0:
+            gc.collect()  # a schedule leaves few cycles behind, but they hold descriptors
         result = run_one(seed, bug)
         report(result)
         failed += bool(result.violation)
         if failed >= at_most:
             break
+    gc.enable()
 
 
 def run(first: int, count: int, jobs: int) -> Summary:

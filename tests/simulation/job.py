@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
+import os
+import shutil
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator
@@ -13,17 +17,22 @@ from unittest import mock
 
 import pslite.delivery
 import pslite.flow
-from pslite import ids
+from kvstore.server import saving
+from kvstore.server.store import Store
+from pslite import failpoints, ids
 
+from . import disk
+from .kept import Keeper, Memory, small
 from .launcher import Launcher
 from .network import Connection, Network
 from .oracle import Oracle
 from .plan import Fault, Plan
+from .process import Process
 from .scheduler import Node
-from .server import Kept
 from .world import Violation, World
 
 LIMIT = 400.0  # seconds within which a job must have ended
+MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None  # for checkpoints
 
 
 @dataclass(frozen=True)
@@ -47,10 +56,13 @@ class Job:
         self.world = World(plan.seed)
         self._pids = itertools.count(100)
         self.keys = [key for server in range(plan.servers) for key in self.keys_of(server)]
-        self.kept: list[dict[int, Kept]] = [{} for _ in range(plan.servers)]
+        self.keepers = [Keeper() for _ in range(plan.servers)]
+        self.acting: Process  # whose event is being handled
         self.network = Network(self)
         self.oracle = Oracle(self)
         self.launcher = Launcher(self)
+        self.disk = disk.Oracle(self)
+        self.directory = tempfile.mkdtemp(prefix="pslite-sim-", dir=MEMORY) if plan.save_every else ""
         self.scheduler: Node  # the last one
         self._armed = False
 
@@ -80,6 +92,8 @@ class Job:
                 violation = f"{kind}{error}"
                 if kind:
                     world.note("", "".join(traceback.format_exception(error)))
+            finally:
+                self._close()
         story = tuple(world.story()) if violation else ()
         return Result(
             self.plan.seed, world.events, world.now, world.digest, self.launcher.restarts, violation, story
@@ -106,16 +120,27 @@ class Job:
         if not self.scheduler.core.ready:
             self.scheduler.doom = "event", 1
 
+    def _close(self) -> None:
+        for process in self.launcher.processes.values():
+            process.die()
+        for keeper in self.keepers:
+            keeper.close()
+        if self.directory:
+            shutil.rmtree(self.directory)
+
     def _waiting(self) -> list[str]:
         return [f"{p.name} {p.core.delivery!r}" for p in self.launcher.processes.values() if p.alive]
 
     def _check_end(self) -> None:
-        for server in range(self.plan.servers):
+        for server, keeper in enumerate(self.keepers):
+            store = Store(self.plan.workers)
+            memory = Memory(lambda: self.world.now, keeper)
+            store.keep(memory)
             for key in self.keys_of(server):
-                kept = self.kept[server].get(key)
-                if kept is not None:
-                    value = kept.unit.arrays["value"].tolist()
-                    self.oracle.on_end(key, value)
+                self.oracle.on_end(key, store.unit(key, True).arrays["value"].tolist())
+            memory.close()
+        if self.directory:
+            self.disk.check()
         if self.plan.lost < 0 and not self.scheduler.core.job_clean:
             raise Violation("the job is said to have failed")
 
@@ -124,6 +149,14 @@ class Job:
         """The wall clock is not to be looked at: it jumps. With a small window, everything is large."""
         jumping = self.world.rng.random
         with contextlib.ExitStack() as stack:
+            stack.callback(logging.disable, logging.root.manager.disable)
+            logging.disable(logging.CRITICAL)
+            stack.enter_context(small())
+            stack.enter_context(mock.patch.object(saving, "Directory", partial(disk.Disk, self)))
+            stack.enter_context(mock.patch.object(saving.Saving, "_do", disk.do))
+            actions = {name: partial(self._at_failpoint, name) for name in failpoints.POINTS}
+            stack.callback(failpoints.arm, None)
+            failpoints.arm(actions)
             for clock in ("time", "monotonic"):
                 stack.enter_context(mock.patch.object(time, clock, lambda: 1e9 * jumping()))
             if self.plan.window:
@@ -131,6 +164,10 @@ class Job:
                 stack.enter_context(mock.patch.object(pslite.flow, "SMALL", 1))
                 stack.enter_context(mock.patch.object(pslite.delivery, "SAY_AFTER", self.plan.window // 2))
             yield
+
+    def _at_failpoint(self, name: str) -> None:
+        """The process comes to a point that the code names."""
+        self.acting.point(name)
 
     # -- faults -------------------------------------------------------------------------------------------------------
 

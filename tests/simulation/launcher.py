@@ -61,6 +61,7 @@ class Launcher:
         if not process.alive:
             return
         process.alive = False
+        process.die()
         self._job.network.on_death(process)
         if self.processes[process.role, process.rank] is process:
             if self._returns(process):
@@ -76,6 +77,7 @@ class Launcher:
         """A process has done its part and exits."""
         if process.alive:
             process.alive, process.status = False, status
+            process.die()
             self._job.network.on_death(process)
             self._world.after(self._world.rng.uniform(0, 0.2), self._tell)
 
@@ -86,6 +88,8 @@ class Launcher:
         member = membership.find(process.node)
         replaced = not membership.complete if member is None else member.incarnation != process.incarnation
         replaced = replaced or (member is not None and member.state in (State.AWAY, State.LOST))
+        if member is not None and member.state == State.FAILED and process.leaving:
+            replaced = True  # it said so, and was not answered before the scheduler died
         if not replaced and process.core.fatal is None and self._job.plan.lost < 0:
             raise Violation(f"{process.name} was answered {error!r}")
         if process.core.fatal is not None and not replaced and getattr(error, "node", "") != "scheduler":

@@ -86,6 +86,13 @@ class Oracle:
         if value[self._workers + rank] != count * (count + 1) / 2:
             raise Violation(f"{where}: a push of worker {rank} was applied twice, and another one is lost")
 
+    def on_saved(self, where: str, key: int, value: list[float], version: int) -> None:
+        """A checkpoint has this."""
+        for rank in range(self._workers):
+            self._check_lane(f"{where} has {value} of key {key}", value, rank, 0, self.attempted[key][rank])
+            if self._job.plan.sync and rank not in self.dropped and value[rank] != version:
+                raise Violation(f"{where} has {value} of key {key} as version {version}")
+
     def on_end(self, key: int, value: list[float]) -> None:
         """The last value of a key, where it is kept."""
         plan = self._job.plan

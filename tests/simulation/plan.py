@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from random import Random
 
+from pslite import failpoints
+
 FAULTS = ("crash", "crash", "crash", "pause", "break", "cut", "slow", "clock")
-POINTS = ("event", "send", "commit", "committed")
+POINTS = ("event", "send", "file", *failpoints.POINTS)  # the first two are everybody's, the others those of servers
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,9 @@ class Plan:
     early: float = 0.0  # when the scheduler dies, if not all have joined by then; 0: it does not
     lost: int = -1  # the worker that is not started again
     zombies: bool = False  # workers that are given up are not ended before their successors start
+    save_every: float = 0.0  # seconds between checkpoints; 0: there are none
+    disk_errors: float = 0.0  # of the steps of writing files
+    bit_flips: float = 0.0  # of the files
     faults: list[Fault] = field(default_factory=list)
 
     @property
@@ -94,6 +99,9 @@ def draw(seed: int) -> Plan:
         early=rng.uniform(0.05, 0.3) if rng.random() < 0.05 else 0.0,
         lost=lost,
         zombies=rng.random() < 0.3,
+        save_every=pick((0.1, 0.3, 1.0)) if rng.random() < 0.15 else 0.0,
+        disk_errors=pick((0.0, 0.02, 0.1)),
+        bit_flips=pick((0.0, 0.1)),
         faults=sorted(faults, key=lambda fault: fault.at),
     )
 

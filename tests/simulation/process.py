@@ -85,6 +85,9 @@ class Process:
     def progress(self) -> None:
         """Runs after every event."""
 
+    def die(self) -> None:
+        """This process is no more."""
+
     # -- events -------------------------------------------------------------------------------------------------------
 
     def arrive(self, item: Item) -> None:
@@ -95,7 +98,7 @@ class Process:
             self._inbox.append(item)
             self._wake()
         else:
-            self._guarded(lambda: self._handle(item))
+            self._guarded(self._handle, item)
 
     def pause(self, seconds: float) -> None:
         """Handle nothing for so long, as after SIGSTOP."""
@@ -121,8 +124,7 @@ class Process:
             if self.free_at > self.world.now:
                 self._wake()
                 return
-            item = self._inbox.popleft()
-            self._guarded(lambda item=item: self._handle(item))  # type: ignore[misc]
+            self._guarded(self._handle, self._inbox.popleft())
 
     def _shuffle(self) -> None:
         lines: dict[Any, deque[Item]] = {}
@@ -146,14 +148,15 @@ class Process:
             self.world.note(self.name, item)
             self.run(self.core.on_event(self.world.now, item))
 
-    def _guarded(self, step: Any) -> None:
+    def _guarded(self, step: Callable[..., None], *args: Any) -> None:
         """Take a step, which may be the last one, and do all that follows from it."""
         if not self.alive:
             return
+        self.job.acting = self
         if self.slowness:
             self.free_at = max(self.free_at, self.world.now + self.slowness)
         try:
-            step()
+            step(*args)
             self._settle()
         except Crashed:
             self.world.note(self.name, "is killed")
@@ -163,13 +166,11 @@ class Process:
         if not self.joined and self.core.ready:
             self.joined = True
             self.on_join()
-        while True:
+        while self._local or self._deliveries.count:
             if self._local:
                 self.run(self.core.on_event(self.world.now, Received(LOOPBACK, self._local.popleft())))
-            elif self._deliveries.count:
-                self._deliveries.pop()()
             else:
-                break
+                self._deliveries.pop()()
         if self.core.fatal is not None:
             self.job.launcher.give_up(self, self.core.fatal)
             return
@@ -195,12 +196,16 @@ class Process:
         self._timer_at = FOR_EVER
         self._guarded(lambda: self.run(self.core.on_timer(self.world.now)))
 
-    def poke(self) -> None:
-        """See whether there is anything to do by now."""
+    def poke(self, job: Callable[[], None] = lambda: None) -> None:
+        """Do something as soon as possible, and see whether there is anything else to do by now."""
         if self.stopped:
-            self.world.at(self.free_at, self.poke)
+            self.world.at(self.free_at, lambda: self.poke(job))
         else:
-            self._guarded(lambda: None)
+            self._guarded(job)
+
+    def later(self, callback: Callable[[], None]) -> None:
+        """Run this when what is being done is done."""
+        self._deliveries.add(callback)
 
     # -- actions ------------------------------------------------------------------------------------------------------
 

@@ -1,28 +1,27 @@
-"""A server: the real Service and Store. What is kept of a key outlives the process; it changes at once, or never."""
+"""A server: the real Service and Store, whose keys are in memory that outlives the process."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kvstore import optimizer
-from kvstore.checkpoint.unit import Unit
 from kvstore.rules import OptimizerRule
-from kvstore.server.bundle import Bundle
-from kvstore.server.entry import Contribution, Entry
 from kvstore.server.service import Service
 from kvstore.server.store import New
-from kvstore.server.ticket import Ticket
 from kvstore.spec import Spec
 from pslite import Config, ids, wire
 from pslite.dtypes import CODES
+from pslite.errors import PSError
 from pslite.memory import PLAIN
 from pslite.postoffice.actions import PeerAway, PeerBack, PeerEnded
 from pslite.wire import Kind, Message, Op
 
+from .disk import SLOW, Disk
+from .kept import Memory
 from .process import Process
 
 if TYPE_CHECKING:
@@ -31,27 +30,26 @@ if TYPE_CHECKING:
 RULE = OptimizerRule(optimizer.create("test")).to_wire()  # adds what is pushed; its slot must be equal to the value
 
 
-@dataclass
-class Kept:
-    """A key as of its last update."""
-
-    unit: Unit
-    applied: dict[int, int]  # by rank: the number of its last push that is in the value
-
-
 class Office:
     """What Service uses of a Postoffice."""
 
     memory = PLAIN
 
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self.config = Config(restarts=server.restarts)
+    def __init__(self, server: Server, kept: Memory) -> None:
+        self._server, self._kept = server, kept
+        plan, directory = server.job.plan, server.job.directory
+        self.config = Config(
+            job="job", restarts=server.restarts, keeper_fd=0, timeout=None,
+            checkpoint_dir=directory, checkpoint_every=plan.save_every or None, checkpoint_keep=2,
+        )  # fmt: skip
         self.node, self.rank = server.node, server.rank
         self.num_workers, self.num_servers = server.core.num_workers, server.core.num_servers
         self.customers: dict[tuple[int, int], Callable[[Message], None]] = {}
         self.on_ended: list[Callable[[int, Any], None]] = []
         self.on_moved: list[Callable[[Any], None]] = []
+
+    def open_kept(self) -> Memory:
+        return self._kept
 
     def register(self, app: int, customer: int, accept: Callable[[Message], None]) -> None:
         self.customers[app, customer] = accept
@@ -59,6 +57,22 @@ class Office:
     def answer(self, request: Message, reply: Message) -> None:
         wire.check(reply)
         self._server.run(list(self._server.core.delivery.reply(request, reply)))
+
+    def request(self, node: int, message: Message, on_reply: Callable[[Message | PSError], None]) -> Any:
+        pending, actions = self._server.core.request(self._server.world.now, node, message, on_reply)
+        self._server.run(actions)
+        return pending
+
+    def later(self, callback: Callable[[], None]) -> None:
+        self._server.later(callback)
+
+    after = later
+
+    def soon(self, callback: Callable[[], None], within: float) -> None:
+        self._server.world.after(within, lambda: self._server.poke(callback))
+
+    def check(self) -> None:
+        pass
 
     def on_peer_ended(self, callback: Callable[[int, Any], None]) -> None:
         self.on_ended.append(callback)
@@ -80,50 +94,54 @@ class Office:
 
 
 class Server(Process):
-    """Serves until the job is over."""
+    """Serves until the job is over. What it has committed outlives it."""
+
+    memory: Memory | None = None
+    _writing = False  # the next of ``_files`` is planned
 
     def __init__(self, job: Job, role: str, rank: int, restarts: int = 0) -> None:
         super().__init__(job, role, rank, restarts)
-        self.kept: dict[int, Kept] = job.kept[rank]
+        self._files: deque[Callable[[], None]] = deque()  # what its thread of files has to do
+        self.disks: list[Disk] = []
         self.network.bind(self)
 
     def on_join(self) -> None:
-        self._office: Any = Office(self)
+        self.memory = Memory(lambda: self.world.now, self.job.keepers[self.rank])
+        self._office: Any = Office(self, self.memory)
         self.service = Service(self._office)
-        store = self.store = self.service.store
+        store = self.service.store
         store.settings.agree(None, 0, "type", "sync" if self.job.plan.sync else "async")
         store.settings.agree(None, 0, "rule", RULE)
-        for key in self.job.keys_of(self.rank):
-            zero = np.zeros(2 * self.core.num_workers, np.float32)
-            store.init(None, 0, {key: New(Spec(f"key{key}", zero.shape, CODES["float32"], False), False, zero)})
-            if key in self.kept:
-                self._restore(store._entries[key], self.kept[key])
-        self._apply_to, store._apply = store._apply, self._apply  # type: ignore[method-assign]
+        zero = np.zeros(2 * self.core.num_workers, np.float32)
+        new = {
+            key: New(Spec(f"key{key}", zero.shape, CODES["float32"], False), False, zero)
+            for key in self.job.keys_of(self.rank)
+        }
+        if not self.restarts or store.absent(new):
+            self.service._keep_settings()
+            store.init(None, 0, store.absent(new))
 
-    def _restore(self, entry: Entry, kept: Kept) -> None:
-        entry.value.restore(kept.unit, self.store.settings.rule_of(0))
-        entry.rounds = kept.unit.version
-        entry.taken, entry.applied = dict(kept.applied), dict(kept.applied)
+    def die(self) -> None:
+        if self.memory is not None:
+            self.memory.end(self.world.rng)
+            self.memory = None
+        for disk in self.disks:
+            disk.end()
 
-    def _apply(self, entry: Entry, contributions: list[Contribution]) -> list[Ticket]:
-        """A round: the process may die before it is kept, after that, and in the midst of several keys."""
-        done = self._apply_to(entry, contributions)
-        for key, kept in self._units(entry):
-            self.point("commit")
-            self.kept[key] = kept
-        self.point("committed")
-        return done
+    def write(self, job: Callable[[], None]) -> None:
+        """Have the thread of files do this, behind what it has to do."""
+        self._files.append(job)
+        self._write_next()
 
-    def _units(self, entry: Entry) -> list[tuple[int, Kept]]:
-        whole = entry.value.unit(True, None)
-        whole = replace(whole, arrays={name: array.copy() for name, array in whole.arrays.items()})
-        if not isinstance(entry, Bundle):
-            return [(self.job.key_named(entry.value.spec.key), Kept(whole, dict(entry.applied)))]  # type: ignore[arg-type]
-        applied = {rank: entry.each(numbers).tolist() for rank, numbers in entry.applied.items()}
-        return [
-            (key, Kept(unit, {rank: numbers[i] for rank, numbers in applied.items()}))
-            for i, (key, unit) in enumerate(entry.units(whole).items())
-        ]
+    def _write_next(self) -> None:
+        if self._files and not self._writing:
+            self._writing = True
+            self.world.after(self.world.rng.choice(SLOW), lambda: self.poke(self._write))
+
+    def _write(self) -> None:
+        self._writing = False
+        self._files.popleft()()
+        self._write_next()
 
     def deliver(self, message: Message) -> None:
         self._office.customers[message.app, message.customer](message)

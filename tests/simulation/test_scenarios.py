@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from .job import Job
-from .plan import Fault, Plan
+from .plan import POINTS, Fault, Plan
 from .process import Crashed
 from .worker import Worker
 
@@ -53,8 +53,8 @@ def test_opposite_orders_at_the_limit_of_what_is_parked(seed: int) -> None:
     assert waited, "the windows were full"
 
 
-@pytest.mark.parametrize("count", range(1, 12))
-@pytest.mark.parametrize("point", ["event", "send", "commit", "committed"])
+@pytest.mark.parametrize("count", range(1, 10))
+@pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("sync", [True, False])
 def test_a_server_dies_at_any_point(point: str, count: int, sync: bool) -> None:
     """Before what it applied is kept, between two keys, after that, and before the answers leave."""

@@ -35,6 +35,7 @@ class Worker(Process):
         self._unanswered = 0
         self._sent = dict.fromkeys(self.job.keys, 0)  # pushes so far, by key
         self._seen = {key: [0] * self._plan.workers for key in self.job.keys}
+        self._columns: dict[tuple[int, ...], Any] = {}  # lists of keys, as they travel
         self.run(self.core.connections())
         self._script = self._work()
 
@@ -117,10 +118,15 @@ class Worker(Process):
 
     def _data(self, server: int, keys: list[int], flags: int, number: int = 0) -> None:
         bundle = self._plan.style == "bundle"
-        pairs = KVPairs(np.array(keys, np.uint64), [])
+        column = self._columns.get(tuple(keys))
+        if column is None:
+            column = self._columns[tuple(keys)] = np.array(keys, np.uint64)
+        pairs = KVPairs(column, [])
         if flags & Flag.PUSH:
             values = [self._contribution(key) for key in keys]
-            pairs.vals = np.concatenate(values) if bundle else values
+            pairs.vals = np.array([n for value in values for n in value], np.float32) if bundle else [
+                np.array(value, np.float32) for value in values
+            ]
             pairs.rounds = np.full(len(keys), number, np.uint64)
         message = Message(Kind.REQUEST, op=Op.DATA, app=DATA_APP, cmd=BUNDLE if bundle else DATA, flags=flags)
         message.priority = self.world.rng.randrange(3) if self._plan.window else 0
@@ -128,17 +134,17 @@ class Worker(Process):
         sent = {key: self._sent[key] for key in keys} if flags & Flag.PUSH else {}
         self._ask(ids.server_id(server), pack(pairs, message, None), partial(self._on_answer, sent, least))
 
-    def _contribution(self, key: int) -> Any:
+    def _contribution(self, key: int) -> list[float]:
         number = self._sent[key] = self._sent[key] + 1
         attempted = self.job.oracle.attempted[key]
         attempted[self.rank] = max(attempted[self.rank], number)
-        value = np.zeros(2 * self._plan.workers, np.float32)
+        value = [0.0] * (2 * self._plan.workers)
         value[self.rank], value[self._plan.workers + self.rank] = 1, number
         return value
 
     def _least(self, key: int) -> list[int]:
         known = self.job.oracle.least(key, self.rank, self._sent[key])
-        return [max(*pair) for pair in zip(known, self._seen[key], strict=True)]
+        return list(map(max, known, self._seen[key]))
 
     # -- answers ------------------------------------------------------------------------------------------------------
 
@@ -150,10 +156,12 @@ class Worker(Process):
             return
         pairs = unpack(reply)
         assert pairs.versions is not None
-        values = pairs.vals if isinstance(pairs.vals, list) else np.split(pairs.vals, len(pairs.keys))
-        for key, version, value in zip(pairs.keys.tolist(), pairs.versions.tolist(), values, strict=True):
-            lanes = self.job.oracle.on_read(self.name, key, version, value.tolist(), least[key])
-            self._seen[key] = [max(*pair) for pair in zip(lanes, self._seen[key], strict=True)]
+        arrays = pairs.vals if isinstance(pairs.vals, list) else [pairs.vals]
+        flat = [n for array in arrays for n in array.tolist()]
+        size = 2 * self._plan.workers
+        for i, (key, version) in enumerate(zip(pairs.keys.tolist(), pairs.versions.tolist(), strict=True)):
+            lanes = self.job.oracle.on_read(self.name, key, version, flat[i * size : (i + 1) * size], least[key])
+            self._seen[key] = list(map(max, lanes, self._seen[key]))
 
     def _ask(self, node: int, message: Message, on_reply: Callable[[Message], None]) -> None:
         """A request whose answer the script waits for."""

@@ -43,7 +43,8 @@ class World:
     def note(self, who: str, what: Any, data: bytes = b"") -> None:
         """Something happened: ``data``, or ``what`` itself, goes into the digest."""
         self.events += 1
-        self.digest = crc32(data or str(what).encode(), crc32(b"%.9f %s" % (self.now, who.encode()), self.digest))
+        before = crc32(who.encode(), self.digest ^ (int(1e9 * self.now) & 0xFFFFFFFF))
+        self.digest = crc32(data or str(what).encode(), before)
         self.last.append((self.now, who, what))
 
     def run(self, done: Callable[[], bool], limit: float) -> bool:
