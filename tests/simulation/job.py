@@ -134,7 +134,7 @@ class Job:
     def _check_end(self) -> None:
         for server, keeper in enumerate(self.keepers):
             store = Store(self.plan.workers)
-            memory = Memory(lambda: self.world.now, keeper)
+            memory = Memory(keeper)
             store.keep(memory)
             for key in self.keys_of(server):
                 self.oracle.on_end(key, store.unit(key, True).arrays["value"].tolist())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from random import Random
 from unittest import mock
@@ -38,10 +38,10 @@ class Keeper:
 
 
 class Memory(KeptArena):
-    """What a server's process has of it."""
+    """What a server's process has of it. It knows nothing of the job, which arrays would keep from being collected."""
 
-    def __init__(self, clock: Callable[[], float], keeper: Keeper) -> None:
-        super().__init__(clock, keeper, keeper.take())
+    def __init__(self, keeper: Keeper) -> None:
+        super().__init__(lambda: 0.0, keeper, keeper.take())
 
     def end(self, rng: Random) -> None:
         """The process dies while it writes: anything may be behind the journal's end, and where no array is."""

@@ -84,17 +84,22 @@ class Launcher:
     def give_up(self, process: Process, error: PSError) -> None:
         """A process cannot go on. Nobody but one that was taken for dead, or lost the scheduler, may come to that."""
         self._world.note(process.name, f"gives up: {error}")
+        if not self._is_out(process):
+            if process.core.fatal is None and self._job.plan.lost < 0:
+                raise Violation(f"{process.name} was answered {error!r}")
+            if process.core.fatal is not None and getattr(error, "node", "") != "scheduler":
+                raise Violation(f"{process.name} ended with {error!r}")
+        self.kill(process)
+
+    def _is_out(self, process: Process) -> bool:
+        """Whether the scheduler does not take this process for a member, or knows none yet."""
         membership = self._job.scheduler.membership
         member = membership.find(process.node)
-        replaced = not membership.complete if member is None else member.incarnation != process.incarnation
-        replaced = replaced or (member is not None and member.state in (State.AWAY, State.LOST))
-        if member is not None and member.state == State.FAILED and process.leaving:
-            replaced = True  # it said so, and was not answered before the scheduler died
-        if not replaced and process.core.fatal is None and self._job.plan.lost < 0:
-            raise Violation(f"{process.name} was answered {error!r}")
-        if process.core.fatal is not None and not replaced and getattr(error, "node", "") != "scheduler":
-            raise Violation(f"{process.name} ended with {error!r}")
-        self.kill(process)
+        if member is None:
+            return not membership.complete
+        if member.state == State.FAILED and process.leaving:
+            return True  # it said so, and the scheduler died before it answered
+        return member.incarnation != process.incarnation or member.state in (State.AWAY, State.LOST)
 
     def on_given_up(self, role: str, rank: int, pid: int) -> None:
         """The scheduler takes a process for dead, which may only be stopped or cut off."""

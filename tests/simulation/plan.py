@@ -69,7 +69,7 @@ def draw(seed: int) -> Plan:
     """The schedule of a seed."""
     rng = Random(seed)
     pick = rng.choice
-    workers, servers = pick((3, 3, 3, 3, 3, 4)), 2
+    workers, servers = pick((3, 3, 3, 3, 3, 3, 3, 4)), 2
     shrinks = rng.random() < 0.1
     lost = rng.randrange(workers) if not shrinks and rng.random() < 0.06 else -1
     faults = [_fault(rng, workers, servers, lost) for _ in range(pick((2, 2, 3, 4)))]
@@ -81,9 +81,9 @@ def draw(seed: int) -> Plan:
         workers=workers,
         servers=servers,
         keys=pick((1, 1, 2, 2, 3)),
-        pushes=pick((1, 1, 1, 1, 1, 1, 2)),
+        pushes=1 if rng.random() < 0.92 else 2,
         ahead=pick((1, 1, 2, 3)),
-        style=pick(("bundle", "bundle", "bundle", "list", "list", "single")),
+        style=pick(("bundle",) * 4 + ("list",) * 3 + ("single",)),
         backwards=tuple(rank for rank in range(workers) if rng.random() < 0.3),
         pull_every=pick((1, 3, 5)),
         both=rng.random() < 0.7,
@@ -98,7 +98,7 @@ def draw(seed: int) -> Plan:
         asked="shrink" if shrinks else "wait",
         early=rng.uniform(0.05, 0.3) if rng.random() < 0.05 else 0.0,
         lost=lost,
-        zombies=rng.random() < 0.3,
+        zombies=rng.random() < 0.6,
         save_every=pick((0.1, 0.3, 1.0)) if rng.random() < 0.15 else 0.0,
         disk_errors=pick((0.0, 0.02, 0.1)),
         bit_flips=pick((0.0, 0.1)),

@@ -106,7 +106,7 @@ class Server(Process):
         self.network.bind(self)
 
     def on_join(self) -> None:
-        self.memory = Memory(lambda: self.world.now, self.job.keepers[self.rank])
+        self.memory = Memory(self.job.keepers[self.rank])
         self._office: Any = Office(self, self.memory)
         self.service = Service(self._office)
         store = self.service.store

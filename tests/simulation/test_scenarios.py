@@ -53,13 +53,15 @@ def test_opposite_orders_at_the_limit_of_what_is_parked(seed: int) -> None:
     assert waited, "the windows were full"
 
 
-@pytest.mark.parametrize("count", range(1, 10))
+@pytest.mark.parametrize("count", range(1, 7))
 @pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("sync", [True, False])
 def test_a_server_dies_at_any_point(point: str, count: int, sync: bool) -> None:
-    """Before what it applied is kept, between two keys, after that, and before the answers leave."""
+    """Before what it applied is kept, while that is written, after it, before the answers leave, between files."""
     faults = [Fault(0.3, "crash", "server", 0, point, count)]
-    result = Job(Plan(seed=count, sync=sync, ahead=3, pushes=2, faults=faults)).run()
+    saves, think = (0.02, 0.3) if point == "file" else (0.0, 0.05)
+    plan = Plan(seed=count, sync=sync, ahead=3, pushes=2, think=think, save_every=saves, faults=faults)
+    result = Job(plan).run()
     assert not result.violation, result.story
     assert result.restarts == 1
 
@@ -72,3 +74,31 @@ def test_a_worker_dies_and_then_the_server_with_its_parked_pushes(seed: int) -> 
     result = Job(Plan(seed=seed, ahead=3, style="list", think=0.1, faults=faults)).run()
     assert not result.violation, result.story
     assert result.restarts == 2
+
+
+@pytest.mark.parametrize("count", range(1, 16))
+@pytest.mark.parametrize("asked", ["wait", "shrink"])
+def test_the_scheduler_dies_at_any_point(asked: str, count: int) -> None:
+    """With a worker, whose death only some have heard of; before they have joined, if it is the first event."""
+    faults = [Fault(0.2, "crash", "worker", 1, "event", 1), Fault(0.3, "crash", "scheduler", 0, "send", count)]
+    early = 0.1 if count == 1 else 0.0
+    result = Job(Plan(seed=count, asked=asked, loss=0.02, double=0.1, early=early, faults=faults)).run()
+    assert not result.violation, result.story
+    assert result.restarts >= 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_checkpoints_of_a_calm_job_are_all_written(seed: int) -> None:
+    job = Job(Plan(seed=seed, save_every=0.1))
+    result = job.run()
+    assert not result.violation, result.story
+    assert job.disk.written >= 2
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_checkpoints_on_a_disk_that_fails(seed: int) -> None:
+    """Training goes on; the newest one that is whole is found, or none, or it is said that all are damaged."""
+    faults = [Fault(0.3, "crash", "server", seed % 2, "file", 1 + seed)]
+    plan = Plan(seed=seed, pushes=2, save_every=0.05, disk_errors=0.05, bit_flips=0.2, faults=faults)
+    result = Job(plan).run()
+    assert not result.violation, result.story

@@ -1,4 +1,4 @@
-"""Thousands of schedules of whole jobs; and the bugs that they must find."""
+"""A seed is a trace; a schedule that fails is told, and can be run again."""
 
 from __future__ import annotations
 
@@ -9,43 +9,9 @@ import sys
 import pytest
 
 from . import campaign
-from .bugs import BUGS
-from .job import Result, simulate
+from .job import simulate
 from .plan import Plan
-
-SCHEDULES = int(os.environ.get("SIM_SCHEDULES", "5000"))
-BLOCKS = 5
-FIND_WITHIN = 2000  # schedules
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("block", range(BLOCKS))
-def test_no_schedule_breaks_a_promise(block: int) -> None:
-    count = SCHEDULES // BLOCKS
-    first = campaign.first_seed() + block * count
-    print(f"seeds from {first}")
-    summary = campaign.run(first, count, jobs=2)
-    print(summary)
-    assert not summary.failed, "\n\n".join(map(campaign.told, summary.failed))
-    assert summary.schedules == count
-    assert summary.restarts > count / 2, "processes die in most of them"
-
-
-def found(bug: str) -> Result:
-    """The first schedule that finds a bug."""
-    results: list[Result] = []
-    campaign.run_here(range(FIND_WITHIN), bug, results.append, at_most=1)
-    return results[-1]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("bug", BUGS)
-def test_a_bug_is_found(bug: str) -> None:
-    result = found(bug)
-    assert result.violation
-    assert result.story, "it tells the last events"
-    assert f"python -m tests.simulation --seed {result.seed} --bug {bug}" in campaign.told(result, bug)
+from .test_bugs import found
 
 
 def test_a_seed_is_a_trace() -> None:
