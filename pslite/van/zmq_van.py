@@ -41,7 +41,7 @@ HEARTBEAT_TIMEOUT = 1000  # ms for an answer; then the peer is disconnected, and
 ACKNOWLEDGED_WITHIN = 2000  # ms for a peer's kernel to take what we send; else the same
 CONNECT_WITHIN = 400  # ms for a peer's kernel to answer; then it is asked again
 HANDSHAKE = 2000  # ms
-MAX_CLOSED = 20  # connections that a peer closed in the handshake, 50 ms apart: it does not have the key we expect
+MAX_CLOSED = 20  # connections that a peer closed in the handshake, 50 ms apart: it will not have us as we are
 MAX_REFUSED = 1024  # links that nothing more is taken from
 LOOK_AT_ROSTER = 1.0  # seconds between two looks whether a key was taken out of it
 
@@ -311,10 +311,12 @@ class ZmqVan(Van):
         if event == _DOWN:
             return LinkDown(node)
         # A peer that is not ready yet lets the handshake time out, which is another error.
-        if event == _CLOSED and self._keys is not None and value in (errno.EPIPE, errno.ECONNRESET):
+        if event == _CLOSED and value in (errno.EPIPE, errno.ECONNRESET):
             self._closed[node] = self._closed.get(node, 0) + 1
-        final = event in (_DENIED, _MISMATCH) or self._closed.get(node, 0) >= MAX_CLOSED
-        return LinkRefused(node, _REASONS[event]) if final else None
+            # A peer with keys often hangs up before we have read that it wants one.
+            event = _CLOSED if self._keys is not None else _MISMATCH
+            return LinkRefused(node, _REASONS[event]) if self._closed[node] >= MAX_CLOSED else None
+        return LinkRefused(node, _REASONS[event]) if event in (_DENIED, _MISMATCH) else None
 
     def _admit(self, request: list[bytes]) -> VanEvent | None:
         """ZeroMQ asks whether a key is one of this job."""

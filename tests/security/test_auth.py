@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import shutil
 import socket
 import threading
 from collections.abc import Callable
@@ -15,25 +13,30 @@ import msgpack
 import pytest
 import zmq
 
-from pslite import Config, Postoffice, run_all, security
+from pslite import Config, Postoffice, run_all
 from pslite.errors import AuthError
 from pslite.van.base import LinkRefused, LinkUp, Received, Rejected, Van
 from pslite.van.zmq_van import ZmqVan
-from pslite.wire import Kind, Message, Op, encode
+from pslite.wire import Kind, Message, encode
 
-from .jobs import INCARNATION, NODE, Keyring, event, free_root, received, request
+from .jobs import (
+    INCARNATION,
+    NODE,
+    NOT_ITS_OWN,
+    Keyring,
+    Tap,
+    event,
+    free_root,
+    outsider,
+    received,
+    request,
+    stolen_roster,
+)
 
 pytestmark = pytest.mark.sockets
 
 Keep = Callable[[Any], Any]
 ANYWHERE = "tcp://127.0.0.1:0"
-
-
-def stolen_roster(ring: Keyring, other: Keyring) -> security.Keys:
-    """The key of a worker of another job, whose owner knows the public keys of this one."""
-    shutil.copy(ring.directory / security.ROSTER, other.directory / security.ROSTER)
-    other.change(worker_0=json.loads(other.path("worker").read_text())["public"])
-    return other.keys("worker")
 
 
 def test_the_right_key_gets_in_and_is_answered(ring: Keyring, keep: Keep) -> None:
@@ -59,15 +62,6 @@ def test_ipc_and_tcp_on_one_socket(ring: Keyring, keep: Keep, tmp_path: Path) ->
         assert received(server).sender == node
 
 
-def outsider(kind: str, ring: Keyring, other: Keyring) -> ZmqVan:
-    identity = f"job/worker/{INCARNATION:016x}"
-    if kind == "no keys":
-        return ZmqVan(identity)
-    if kind == "unknown key":
-        return ZmqVan(identity, keys=stolen_roster(ring, other))
-    return other.van("worker")  # it expects another key of the scheduler, too
-
-
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
@@ -88,6 +82,33 @@ def test_who_has_no_key_of_the_job_is_told_and_heard_by_nobody(
     assert isinstance(refusal, LinkRefused)
     assert said in refusal.reason
     assert [e for e in heard if isinstance(e, Received)] == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"), [(True, "it belongs to another job"), (False, "one of the two has keys and the other has none")]
+)
+def test_a_peer_that_hangs_up_in_the_handshake_is_not_tried_for_ever(
+    keys: bool, said: str, ring: Keyring, keep: Keep
+) -> None:
+    """One with keys may do so before a process without has read that it wants one."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def hang_up() -> None:
+            with contextlib.suppress(OSError):  # closed
+                while True:
+                    listener.accept()[0].close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        guest = keep(ring.van("worker") if keys else ZmqVan("job/worker/1"))
+        try:
+            guest.connect(1, f"tcp://127.0.0.1:{listener.getsockname()[1]}")
+            refusal = event(guest, which=lambda e: isinstance(e, LinkRefused))
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+    assert isinstance(refusal, LinkRefused)
+    assert said in refusal.reason
 
 
 class Listening(Van):
@@ -131,21 +152,7 @@ def test_a_stranger_with_zeromq_only(mechanism: str, ring: Keyring, keep: Keep) 
         assert received(host, friend).seq == 2
 
 
-@pytest.mark.parametrize(
-    ("identity", "message"),
-    [
-        (f"job/server/{INCARNATION:016x}", request(8)),
-        (f"job/scheduler/{INCARNATION:016x}", request(1, op=Op.EVENT, body=["over", True])),
-        (f"job/worker/{INCARNATION:016x}", request(9)),
-        (f"job/worker/{INCARNATION:016x}", request(1, op=Op.EVENT, body=["over", True])),
-        (f"job/worker/{INCARNATION:016x}", request(11, incarnation=7)),
-        (f"job/worker/{INCARNATION:016x}", request(0, op=Op.JOIN, body=["worker", 0, [], "h", 1])),
-        (f"job/worker/{INCARNATION:016x}", request(0, op=Op.JOIN, body=["server", 0, ["tcp://h:1"], "h", 1])),
-        (f"job/worker/{INCARNATION:016x}", request(9, kind=Kind.ACK, acks=[1, 5])),
-        (f"job/worker/{INCARNATION:016x}", request(8, kind=Kind.REPLY)),
-        ("scheduler", request(11)),
-    ],
-)
+@pytest.mark.parametrize(("identity", "message"), NOT_ITS_OWN)
 def test_a_right_key_speaks_for_its_own_role_and_rank_only(
     identity: str, message: Message, ring: Keyring, keep: Keep
 ) -> None:
@@ -250,43 +257,3 @@ def test_the_body_of_a_message_is_not_on_the_wire_in_clear(ring: Keyring, keep: 
         assert b"nobody else" not in tap.seen
     finally:
         tap.close()
-
-
-class Tap:
-    """A relay of bytes that keeps what went through."""
-
-    def __init__(self) -> None:
-        self.seen = bytearray()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._sockets = [self._listener]
-        self._threads: list[threading.Thread] = []
-
-    def to(self, target: str) -> str:
-        host, _, port = target.removeprefix("tcp://").rpartition(":")
-
-        def accept() -> None:
-            ends = [self._listener.accept()[0], socket.create_connection((host, int(port)))]
-            self._sockets += ends
-            for source, sink in (ends, ends[::-1]):
-                self._threads.append(threading.Thread(target=pump, args=(source, sink)))
-                self._threads[-1].start()
-
-        def pump(source: socket.socket, sink: socket.socket) -> None:
-            with contextlib.suppress(OSError):  # closed
-                while data := source.recv(1 << 16):
-                    self.seen += data
-                    sink.sendall(data)
-
-        self._threads.append(threading.Thread(target=accept))
-        self._threads[0].start()
-        return f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
-
-    def close(self) -> None:
-        self._threads[0].join()
-        for end in self._sockets:
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join()
-        for end in self._sockets:
-            end.close()
