@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 import zmq
+from zmq.utils.garbage import gc as collector
 from zmq.utils.monitor import parse_monitor_message
 
 from pslite import ids
@@ -124,6 +125,8 @@ class ZmqVan(Van):
             # A peer that comes back before we have looked at its end would be ignored for good: it takes over instead.
             self._router.setsockopt(zmq.ROUTER_HANDOVER, 1)
             self._register(self._router)
+            if not collector.is_alive():  # pyzmq's thread for large frames: there may be no memory for it later
+                collector.start()
         router = self._router
         try:
             if fd is not None:
@@ -241,15 +244,18 @@ class ZmqVan(Van):
             return False
         if isinstance(link, bytes):
             frames = [link, *frames]
-        last = len(frames) - 1
+        last, sent = len(frames) - 1, 0
         try:
-            for i, frame in enumerate(frames):
-                sock.send(frame, _DONTWAIT_MORE if i < last else _DONTWAIT, copy=len(frame) < COPY_BELOW)
+            for frame in frames:
+                sock.send(frame, _DONTWAIT_MORE if sent < last else _DONTWAIT, copy=len(frame) < COPY_BELOW)
+                sent += 1
         except zmq.ZMQError as error:
             if error.errno in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                 return False
             raise
         finally:
+            if 0 < sent <= last:  # no memory was left: else the next message, whoever it is for, would be its end
+                sock.send(b"", _DONTWAIT)
             self._look(sock)
         return True
 

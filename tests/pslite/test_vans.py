@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,6 +100,38 @@ def test_messages_keep_their_order(vans: Vans) -> None:
         assert message.seq == i
         assert len(message.arrays) == i % 4
         assert all((a == i).all() for a in message.arrays)
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize("vans", ["tcp"], indirect=True)
+@pytest.mark.parametrize("sent", [1, 2])
+def test_a_message_that_cannot_be_sent_to_its_end_is_not_the_beginning_of_the_next(
+    vans: Vans, sent: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without memory pyzmq raises between two frames; the next message may be for another peer."""
+    server = vans.make("server")
+    address = server.bind(vans.address("server"))
+    links, workers = [], [vans.make("one"), vans.make("other")]
+    for worker in workers:
+        worker.connect(8, address)
+        assert next_event(worker) == LinkUp(8)
+        worker.send(8, note(0))
+        found = next_event(server)
+        links.append(found.link)
+    real, frames = zmq.Socket.send, iter(range(100))
+
+    def send(self: zmq.Socket[bytes], *arguments: Any, **options: Any) -> Any:
+        if next(frames) == sent:
+            raise MemoryError
+        return real(self, *arguments, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(zmq.Socket, "send", send)
+        server.send(links[0], Message(Kind.REPLY, seq=1, arrays=[np.ones(100_000)]))
+    for number, link in enumerate(links):
+        server.send(link, note(10 + number))
+    assert isinstance(next_event(workers[0]), Rejected)
+    assert [next_message(worker).seq for worker in workers] == [10, 11]
 
 
 @all_vans
