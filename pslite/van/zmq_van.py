@@ -40,7 +40,7 @@ COPY_BELOW = 64 * 1024  # bytes; for smaller frames a copy is cheaper than ZeroM
 HEARTBEAT_INTERVAL = 250  # ms
 HEARTBEAT_TIMEOUT = 1000  # ms for an answer; then the peer is disconnected, and is lost if it does not come back soon
 ACKNOWLEDGED_WITHIN = 2000  # ms for a peer's kernel to take what we send; else the same
-CONNECT_WITHIN = 400  # ms for a peer's kernel to answer; then it is asked again
+CONNECTED_WITHIN = 500  # ms for a peer's kernel to take a connection, more than any round trip; then once more
 HANDSHAKE = 2000  # ms
 MAX_CLOSED = 20  # connections that a peer closed in the handshake, 50 ms apart: it will not have us as we are
 MAX_REFUSED = 1024  # links that nothing more is taken from
@@ -152,9 +152,9 @@ class ZmqVan(Van):
         dealer.setsockopt(zmq.IDENTITY, self._identity)  # fresh per process: a reused one is ignored by the ROUTER
         dealer.setsockopt(zmq.IPV6, int("[" in address))
         dealer.setsockopt(zmq.RECONNECT_IVL, 50)  # ms; the default backs off to nothing and finds a restart late
-        dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-        # What TCP asks during a cut it asks again after a second: too late for a peer that is waited for less long.
-        dealer.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_WITHIN)
+        dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+        # TCP asks again after 1, 3, 7, 15 s: it would find out late that a cut network is whole again.
+        dealer.setsockopt(zmq.CONNECT_TIMEOUT, CONNECTED_WITHIN)
         self._secure(dealer, address, node)
         monitor = dealer.get_monitor_socket(_UP | _DOWN | _DENIED | _MISMATCH | _CLOSED)
         self._dealers[node], self._monitors[node] = dealer, monitor
