@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +13,7 @@ import zmq
 from pslite.wire import Kind, Message, Op, decode, encode
 from tests.harness import wait_until
 from tests.network.hosts import ThisMachine
-from tests.network.jobs import LanesJob
-from tests.network.test_load import memory
+from tests.network.jobs import LanesJob, listening_port, memory
 from tests.system.jobs import Process
 
 from . import zmtp
@@ -102,14 +100,3 @@ def replies(sock: zmq.Socket[bytes]) -> set[int]:
         while True:
             found.add(decode(sock.recv_multipart(zmq.DONTWAIT)).seq)
     return found
-
-
-def listening_port(pid: int) -> int:
-    """The TCP port that a process listens on."""
-    links = (os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir())
-    inodes = {link[8:-1] for link in links if link.startswith("socket:")}
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        words = line.split()
-        if words[3] == "0A" and words[9] in inodes:  # TCP_LISTEN
-            return int(words[1].split(":")[1], 16)
-    raise AssertionError(f"process {pid} listens nowhere")

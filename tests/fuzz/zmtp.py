@@ -55,9 +55,15 @@ def nonsense(seed: int) -> Iterator[bytes]:
             yield hello + bytes((random.randrange(8, 256), 3)) + b"abc" + frame(b"", 1) * random.randrange(50)
 
 
-def say(port: int, data: bytes) -> None:
-    """Connect, say it, and leave; the peer may hang up before."""
+def say(port: int, data: bytes, patience: float = 0.001) -> None:
+    """Connect, say it, and leave; the peer may hang up before.
+
+    It does so if a whole greeting and what follows come at once: the rest is said when its own greeting is there, or
+    after ``patience`` seconds.
+    """
     with contextlib.suppress(ConnectionError, TimeoutError), socket.create_connection(("127.0.0.1", port), 5) as sock:
-        sock.settimeout(0.001)
-        sock.sendall(data)
-        sock.recv(1024)  # the peer's greeting: it has looked at ours
+        sock.settimeout(patience)
+        for part in (data[: len(GREETING)], data[len(GREETING) :]):
+            sock.sendall(part)
+            with contextlib.suppress(TimeoutError):
+                sock.recv(1024)  # it has looked at ours

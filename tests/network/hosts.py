@@ -1,14 +1,13 @@
 """Hosts that are network namespaces, on a switch that is another one: real TCP, with real faults, on this machine.
 
 A namespace lives as long as our descriptor of it, or a process in it: nothing is left of a test that was killed, and
-the network of the machine itself is never touched. ``problem()`` says why there may be no such hosts.
+the network of the machine itself is never touched.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,30 +17,27 @@ from typing import Protocol
 
 from .emulator import Faults, command
 
-TOOLS = ("ip", "nft", "ss", "tc", "unshare", "nsenter")
+#: What these need, as ``tests.cases`` wants it named: apt-get install iproute2 nftables util-linux.
+NEEDS = ("root", "ip", "nft", "ss", "tc", "unshare", "nsenter")
 PREFIX, BAD_PREFIX = "10.77.0.", "10.78.0."
-#: What a host does not take in: packets from the addresses in ``cut``, and resets, if it shall not see them.
+#: What a host does not take in: packets from the addresses in ``cut``, and resets, if it shall not see them; and what
+#: it does not send: anything to those in ``mute``.
 _RULES = """
 table inet faults {
     set cut { type ipv4_addr; }
     set deaf { type ipv4_addr; }
+    set mute { type ipv4_addr; }
     chain input {
         type filter hook input priority 0;
         ip saddr @cut drop
         ip saddr @deaf tcp flags rst drop
     }
+    chain output {
+        type filter hook output priority 0;
+        ip daddr @mute drop
+    }
 }
 """
-
-
-def problem() -> str | None:
-    """Why namespaces cannot be used here; None if they can."""
-    if os.geteuid() != 0:
-        return "network namespaces need root"
-    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
-    if missing:
-        return f"network namespaces need {', '.join(missing)}: apt-get install iproute2 nftables util-linux"
-    return None
 
 
 class Place(Protocol):
@@ -99,16 +95,20 @@ class Host(Namespace):
 
     def cut_from(self, *others: Host) -> None:
         """Take in nothing of other hosts any more; they hear of nothing."""
-        addresses = ", ".join(other.address for other in others)
-        self.run("nft", "add", "element", "inet", "faults", "cut", "{", addresses, "}")
+        self.run("nft", f"add element inet faults cut {{ {_addresses(others)} }}")
+
+    def separate_from(self, *others: Host) -> None:
+        """Neither take in anything of other hosts nor send them anything, from one moment on."""
+        listed = f"{{ {_addresses(others)} }}"
+        self.run("nft", f"add element inet faults cut {listed}; add element inet faults mute {listed}")
 
     def deaf_to_resets_of(self, other: Host) -> None:
         """Ignore that the other host knows nothing of a connection: ours stays half open."""
         self.run("nft", "add", "element", "inet", "faults", "deaf", "{", other.address, "}")
 
     def heal(self) -> None:
-        """Take in everything again."""
-        self.run("nft", "flush set inet faults cut; flush set inet faults deaf")
+        """Take in and send everything again."""
+        self.run("nft", "; ".join(f"flush set inet faults {name}" for name in ("cut", "deaf", "mute")))
 
     def reset(self, other: Host | None = None) -> int:
         """End all live TCP connections, or those to another host; the number of ends that were here."""
@@ -122,11 +122,8 @@ class Host(Namespace):
         )
 
 
-def separate(one: Host, others: Sequence[Host]) -> None:
-    """Cut a host off from others, both ways."""
-    one.cut_from(*others)
-    for other in others:
-        other.cut_from(one)
+def _addresses(hosts: Sequence[Host]) -> str:
+    return ", ".join(host.address for host in hosts)
 
 
 @dataclass

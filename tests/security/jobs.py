@@ -119,10 +119,10 @@ def outsider(kind: str, ring: Keyring, other: Keyring) -> ZmqVan:
 
 
 class Tap:
-    """A relay of bytes that keeps what went through."""
+    """A relay of bytes that keeps what went through, both ways, and what the one who connected has said."""
 
     def __init__(self) -> None:
-        self.seen = bytearray()
+        self.seen, self.said = bytearray(), bytearray()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sockets = [self._listener]
         self._threads: list[threading.Thread] = []
@@ -133,14 +133,15 @@ class Tap:
         def accept() -> None:
             ends = [self._listener.accept()[0], socket.create_connection((host, int(port)))]
             self._sockets += ends
-            for source, sink in (ends, ends[::-1]):
-                self._threads.append(threading.Thread(target=pump, args=(source, sink)))
+            for source, sink, kept in ((*ends, self.said), (*ends[::-1], bytearray())):
+                self._threads.append(threading.Thread(target=pump, args=(source, sink, kept)))
                 self._threads[-1].start()
 
-        def pump(source: socket.socket, sink: socket.socket) -> None:
+        def pump(source: socket.socket, sink: socket.socket, kept: bytearray) -> None:
             with contextlib.suppress(OSError):  # closed
                 while data := source.recv(1 << 16):
                     self.seen += data
+                    kept += data
                     sink.sendall(data)
 
         self._threads.append(threading.Thread(target=accept))

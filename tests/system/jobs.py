@@ -82,8 +82,8 @@ class HandMadeJob:
         """Start one process; ``env`` is added to the DMLC_ variables."""
         return self.start_command(role, [sys.executable, str(script), *map(str, arguments)], **env)
 
-    def start_command(self, role: str, command: Sequence[str], **env: str) -> Process:
-        """Start one process that runs a command."""
+    def start_command(self, role: str, command: Sequence[str], fds: Sequence[int] = (), **env: str) -> Process:
+        """Start one process that runs a command, and inherits these descriptors."""
         place = {
             "DMLC_ROLE": role,
             "DMLC_NUM_WORKER": str(self.workers),
@@ -101,6 +101,7 @@ class HandMadeJob:
                 stdout=stdout,
                 stderr=stderr,
                 start_new_session=True,
+                pass_fds=fds,
             )
         process = Process(role, popen, out, err)
         self.processes.append(process)

@@ -1,5 +1,6 @@
 """A worker counts rounds of a key of server 0: with nothing else to do, and while pushes to server 1 crawl."""
 
+import resource
 import time
 
 import kvstore
@@ -24,7 +25,9 @@ with kvstore.create("dist_async") as kv:
     kv.init(["fast", "slow"], [np.zeros(SIZE)] * 2)  # of equal size, so each has a server of its own
     alone = rounds(kv)
     pushes = [kv.push("slow", np.full(SIZE, number)) for number in (1.0, 2.0, 3.0)]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     beside = rounds(kv)
+    print("grown", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
     print("waiting", sum(not push.done() for push in pushes))
     print("alone", alone)
     print("beside", beside)
