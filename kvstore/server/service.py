@@ -229,7 +229,10 @@ class Service:
         self._profile.answered(tickets)
         failpoint("after_apply_before_ack")
         for ticket in tickets:
-            self._when_safe(partial(self._answer, ticket), ticket.needs)
+            if self._replication is None:
+                self._answer(ticket)
+            else:
+                self._when_safe(partial(self._answer, ticket), ticket.needs)
         failpoint("after_ack")
 
     def _answer(self, ticket: Ticket) -> None:

@@ -176,6 +176,7 @@ class Membership:
         self._hints: list[Hint] = []
         self._leaving: list[Message] = []  # LEAVE requests that wait for all workers
         self._asked = ""  # the policy for workers that one of them asked for
+        self._replaced: list[Member] = []  # servers that others have taken over, for nobody starts them again
         self._knocking: list[Member] = []  # successors of members that are not known to be dead yet
 
     # -- joining ------------------------------------------------------------------------------------------------------
@@ -202,7 +203,7 @@ class Membership:
             what = f"rank {wish!r} is not among the {count} {role}s of this job"
             return _refused(request, new.wished, f"{what}: ranks are 0 to {count - 1}")
         if self.complete and self.policy.of(role) == "wait" and (before := self._predecessor(new)) is not None:
-            if role == "server" and self.policy.replicas and not self._is_backup(new, before):
+            if self._is_replicated(before) and not self._is_backup(new, before):
                 return _refused(request, new.wished, "its place is for the process that has its replica")
             return self._succeed(before, new, now)
         if on_worker_lost and self._asked and on_worker_lost != self._asked:
@@ -266,6 +267,8 @@ class Membership:
         new.rank, new.state, new.error, new.again = before.rank, State.RETURNING, None, True
         new.restarts = max(new.restarts, before.restarts + 1)
         self.members[self.members.index(before)] = new
+        if self._is_replicated(before):
+            self._replaced.append(before)
         self.epoch += 1
         return self._tell(new)
 
@@ -462,6 +465,9 @@ class Membership:
                 other.state = State.FAILED
         return Outcome(answers, failure=error)
 
+    def _is_replicated(self, member: Member) -> bool:
+        return member.role == "server" and self.policy.replicas > 0
+
     def _is_backup(self, new: Member, before: Member) -> bool:
         """Whether a process has what the server had whose place it asks for."""
         backup = self.find(ids.backup_of(before.node, self.wanted["server"]))
@@ -469,11 +475,11 @@ class Membership:
 
     def _can_return(self, member: Member) -> bool:
         """Whether another process can take a member's place if it dies now."""
-        return not (member.role == "server" and self.policy.replicas) or self._has_replica(member)
+        return not self._is_replicated(member) or self._has_replica(member)
 
     def _has_replica(self, member: Member) -> bool:
         """Whether a process has what a server had: its backup, unless one of the two has its place from another one."""
-        if member.role != "server" or not self.policy.replicas:
+        if not self._is_replicated(member):
             return False
         backup = self.find(ids.backup_of(member.node, self.wanted["server"]))
         return backup is not None and backup.here and not backup.restarts and not member.restarts
@@ -507,8 +513,8 @@ class Membership:
         return [m for m in self.members if m.state == State.AWAY]
 
     def given_up(self) -> list[Member]:
-        """The members that are taken for dead in a job that goes on."""
-        return [m for m in self.members if m.state == State.AWAY or isinstance(m.error, WorkerDropped)]
+        """The members that are taken for dead in a job that goes on, and those whose place others have by now."""
+        return self._replaced + [m for m in self.members if m.state == State.AWAY or isinstance(m.error, WorkerDropped)]
 
     def expected(self, role: str) -> list[Member]:
         """The members of a role that are here, or will be again."""

@@ -55,6 +55,7 @@ def test_a_server_with_a_replica_is_awaited_and_its_backup_takes_its_place() -> 
     assert not outcome.ended
     job.taken_over(1, by=2)
     assert job.states() == ["up", "up", "up"]
+    assert [(m.rank, m.pid) for m in job.membership.given_up()] == [(1, 101)]  # if it is only stopped it must end
 
 
 @pytest.mark.parametrize("pid", [100, 4711])
