@@ -28,7 +28,9 @@ _GRACE = 2  # seconds that the launcher gives a stopped process
 _POLL = 0.005  # seconds between two looks at the ledger
 _RECOVERED = 4  # pushes that were acknowledged since: more than were under way
 _LAST_WORDS = 20  # lines
-_DEATH = re.compile(r"^pslite: ((?:worker|server) \d+|scheduler) on .* restart \d+ of \d+$", re.MULTILINE)
+_DEATH = re.compile(
+    r"^pslite: ((?:worker|server) \d+|scheduler) on .* died: .* (?:restart \d+ of \d+$|goes on for it)", re.MULTILINE
+)
 
 
 @dataclass
@@ -45,7 +47,7 @@ class Outcome:
     faults: int = 0  # that were done
     detected: list[float] = field(default_factory=list)  # the launcher says so, or somebody raised an error
     recovered: list[float] = field(default_factory=list)  # every worker goes on
-    deaths: list[str] = field(default_factory=list)  # processes that the launcher started again, as it calls them
+    deaths: list[str] = field(default_factory=list)  # those that the job has survived, as the launcher calls them
     ended: float | None = None  # the launcher ended, if the job could not go on
     problems: list[str] = field(default_factory=list)
     stacks: str = ""  # of all processes, when the watchdog fired
@@ -103,7 +105,7 @@ class Trial:
     ) -> Outcome:  # fmt: skip
         """Let the job run, do it harm, and judge it. A round of faults takes so long, and until everybody goes on.
 
-        ``deaths``: also until so many processes were started again; the job may be one that kills itself.
+        ``deaths``: also until so many processes have died; the job may be one that kills itself.
         """
         outcome = Outcome(case, seed)
         ranks = range(self._job.workers)

@@ -505,8 +505,8 @@ class Postoffice:
         """
         restarts = self._core.roster[ids.server_id(rank)].restarts + 1
         key_file = addresses.key_beside(self.config, rank)
-        config = replace(self.config, rank=rank, restarts=restarts, key_file=key_file, keeper_fd=None, notices=())
-        return self.open(config)
+        config = replace(self.config, rank=rank, restarts=restarts, key_file=key_file)
+        return self.open(replace(config, keeper_fd=None, failpoints="", notices=()))  # this process has had them
 
     # -- leaving ------------------------------------------------------------------------------------------------------
 

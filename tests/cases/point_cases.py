@@ -12,12 +12,13 @@ from kvstore.chaos.worker import Job
 from kvstore.checkpoint.directory import Directory
 
 from .case import Trial, case
-from .tormented import SERVERS, job, trials
+from .tormented import REPLICAS, SERVERS, job, trials
 
 SERVER = (
     *("after_recv", "before_send", "before_apply", "kept_before_flip", "kept_after_flip"),
     *("after_apply_before_ack", "after_ack"),
 )
+REPLICATED = ("before_replicate", "after_replicate")
 CHECKPOINT = (
     *("checkpoint_begun", "checkpoint_before_sync", "checkpoint_before_rename", "checkpoint_after_rename"),
     *("checkpoint_before_manifest", "checkpoint_before_prune"),
@@ -54,6 +55,14 @@ def server(seed: int, where: Path) -> list[Trial]:
     random = Random(seed)
     work = job(random.choice(["dist_sync", "dist_async"]))
     return lives(work, {f"server{random.randrange(SERVERS)}": _in_some_order(random, SERVER, 60)})
+
+
+@case(6, "a server with a replica at each point", quick=len(REPLICATED), soak=20 * len(REPLICATED))
+def replicated(seed: int, where: Path) -> list[Trial]:
+    random = Random(seed)
+    work, who = job(random.choice(["dist_sync", "dist_async"])), f"server{random.randrange(SERVERS)}"
+    points = _in_some_order(random, REPLICATED, 60)
+    return [trial for point in points for trial in lives(work, {who: [point]}, *REPLICAS)]
 
 
 @case(6, "a server at each point of a checkpoint", quick=len(CHECKPOINT), soak=20 * len(CHECKPOINT))

@@ -12,7 +12,7 @@ from tests.system.jobs import launch
 
 from . import steps
 from .case import Trial, case
-from .tormented import SECONDS, WORKERS, inject, job, torment
+from .tormented import REPLICAS, SECONDS, WORKERS, inject, job, torment
 
 _SHARD = Path(__file__).parent / "programs" / "shard.py"
 
@@ -67,6 +67,16 @@ def large_shard(seed: int, where: Path) -> list[Trial]:
     return found
 
 
+@case(4, "server killed, replicated, async", quick=1, soak=100)
+def replicated_server_killed(seed: int, where: Path) -> list[Trial]:
+    return torment("kill-server", seed, 1, job("dist_async"), *REPLICAS)
+
+
+@case(4, "server killed, replicated, sync", quick=1, soak=100)
+def replicated_server_killed_sync(seed: int, where: Path) -> list[Trial]:
+    return torment("kill-server", seed, 1, job("dist_sync"), *REPLICAS)
+
+
 @case(5, "scheduler killed, async", quick=3, soak=100)
 def scheduler_killed(seed: int, where: Path) -> list[Trial]:
     return torment("kill-scheduler", seed, 3, job("dist_async"))
@@ -98,6 +108,16 @@ def server_twice(seed: int, where: Path) -> list[Trial]:
 @case(8, "one of each role killed", quick=2, soak=50)
 def one_of_each(seed: int, where: Path) -> list[Trial]:
     return torment("kill-worker+kill-server+kill-scheduler", seed, 2, job("dist_sync", barrier_every=2))
+
+
+@case(8, "worker and server killed, replicated", quick=1, soak=50)
+def worker_and_replicated_server(seed: int, where: Path) -> list[Trial]:
+    return torment("kill-worker+kill-server", seed, 1, job("dist_sync"), *REPLICAS)
+
+
+@case(9, "server stopped, replicated", quick=1, soak=50)
+def replicated_server_stopped(seed: int, where: Path) -> list[Trial]:
+    return torment("stop-server", seed, 1, job("dist_async"), *REPLICAS)
 
 
 @case(9, "worker stopped", quick=2, soak=100)

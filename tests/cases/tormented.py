@@ -13,6 +13,7 @@ from kvstore.chaos.worker import Job
 from .case import Trial
 
 WORKERS, SERVERS = 3, 2
+REPLICAS = ("--replicas", "1")  # of two servers one may die
 SECONDS = 0.5  # of a round of faults; it lasts until everybody goes on
 
 

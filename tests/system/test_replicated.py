@@ -7,17 +7,11 @@ import sys
 
 import pytest
 
-from kvstore.chaos import lanes
-from kvstore.chaos.plan import Injection
-from kvstore.chaos.trial import Trial
-from kvstore.chaos.worker import Job
-
 from .jobs import SCRIPTS, launch, report
 
 pytestmark = pytest.mark.processes
 
 JOB = ("-n", 2, "-s", 2, "--replicas", 1, sys.executable, SCRIPTS / "replicated.py")
-WIDTH = lanes.width(2)
 
 
 def weights(rule: str, server: int, step: int, **env: str) -> tuple[set[str], str]:
@@ -37,15 +31,6 @@ def test_the_weights_have_the_bits_of_a_job_in_which_nobody_died(rule: str, tran
     got, said = weights(rule, 0, 20, PSLITE_TRANSPORT=transport)
     assert got == expected
     assert "server 1 goes on for it, and the job would not survive the death of server 1" in said
-
-
-@pytest.mark.parametrize("type", ["dist_sync", "dist_async"])
-def test_no_push_is_lost_or_doubled(type: str) -> None:
-    job = Job(type, 2, (WIDTH,) * 5 + (WIDTH * 5000,))
-    with Trial(job, 3, None, ["--replicas", "1"]) as trial:
-        outcome = trial.run("kill-server", 1, 1.5, [Injection(0.5, "kill", "server", 2)], must_survive=True)
-    assert outcome.ok, outcome
-    assert outcome.recovered is not None
 
 
 def test_the_death_of_both_servers_is_the_end() -> None:
