@@ -71,7 +71,8 @@ class Replica(Contents):
         return reopen(self._journal, self._reopen, memory)
 
     def _reopen(self, wanted: Wanted) -> list[Array]:
-        found = [self._arrays[place] for place, _, _ in wanted]
+        arrays, self._arrays = self._arrays, {}  # they are the new server's: it may write to those that nobody reads
+        found = [arrays[place] for place, _, _ in wanted]
         for array, (_, shape, dtype) in zip(found, wanted, strict=True):
             if array.shape != shape or array.dtype != dtype:
                 reason = f"an array is {array.dtype} {array.shape}, and should be {dtype} {shape}"
