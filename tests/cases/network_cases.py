@@ -242,6 +242,26 @@ def split_brain(seed: int, where: Path) -> Trial:
             return judged(job.end(), detection, recovery)
 
 
+@case(16, "split brain, replicated", soak=50, needs=NEEDS)
+def split_brain_replicated(seed: int, where: Path) -> Trial:
+    """The same with a replica: the server that has it takes over, and may or may not hear the old one."""
+    random = Random(seed)
+    with Network() as network:
+        one, two, three, four = network.hosts(4)
+        with LanesJob(where, one, [two, three], [one, four]) as job:
+            job.begin(random.choice(TYPES), SIZES, PSLITE_REPLICAS="1", PSLITE_TRANSPORT="tcp")
+            old, backup = random.choice([(two, three), (three, two)])
+            job.lost = [job.of("server")[[two, three].index(old)]]
+            outage(random.uniform(0.0, 0.3))
+            begin = time.monotonic()
+            old.separate_from(one, *random.choice([(), (backup,)]))
+            job.go_on(3)
+            recovery = time.monotonic() - begin
+            old.heal()
+            job.go_on(3)
+            return judged(job.end(), recovery=recovery)
+
+
 def swizzle(seed: int, where: Path, rounds: int, longest: float) -> tuple[Trial, int]:
     """Hosts are clogged one after the other, and unclogged in another order; with how many processes came again."""
     random = Random(seed)
