@@ -147,6 +147,24 @@ def partition(seed: int, where: Path) -> Trial:
     return long_partition(seed, where, 5.0)
 
 
+@case(14, "scheduler cut off for 5 s", soak=10, needs=NEEDS)
+def scheduler_cut_off(seed: int, where: Path) -> Trial:
+    """The others go on without it; then it has taken them all for dead, and all come again."""
+    with Network() as network:
+        hosts = network.hosts(4)
+        with TendedJob(where, hosts[0], hosts[1:3], hosts[2:], kills=False) as job:
+            job.begin(Random(seed).choice(TYPES), SIZES)
+            hosts[0].separate_from(*hosts[1:])
+            begin = time.monotonic()
+            while time.monotonic() - begin < 5.0:
+                job.go_on(1)
+            hosts[0].heal()
+            healed = time.monotonic()
+            wait_until(lambda: job.restarts >= len(hosts), LONGEST, "another process for each")
+            job.go_on(2)
+            return judged(job.end(), recovery=time.monotonic() - healed)
+
+
 @case(14, "partition of 30 s", quick=0, soak=5, needs=NEEDS, limit=120)
 def longest_partition(seed: int, where: Path) -> Trial:
     return long_partition(seed, where, 30.0)

@@ -17,7 +17,7 @@ from tests.harness import wait_until
 from tests.network import hosts
 from tests.network.hosts import NEEDS, Network, Place, ThisMachine
 from tests.network.jobs import LanesJob, NetworkJob, memory
-from tests.system.jobs import LONGEST, Process
+from tests.system.jobs import LONGEST, Process, launch
 
 from .case import Trial, case
 from .network_cases import TYPES, judged
@@ -83,22 +83,19 @@ def flood(seed: int, where: Path) -> Trial:
 def out_of_memory(seed: int, where: Path) -> Trial:
     """A server may not have the memory that it is asked for: who asks gets an error, and what is there stays right."""
     random = Random(seed)
-    here = ThisMachine()
-    transport, limit = random.choice(["tcp", "shm"]), random.randrange(150, 900)
-    job_dir = where / "job"
-    job_dir.mkdir(mode=0o700)
-    with NetworkJob(where, here, [here], [here]) as job:
-        more = {"PSLITE_JOB_DIR": str(job_dir)} if transport == "shm" else {}
-        job.start_job(str(PROGRAMS / "hungry.py"), str(limit), PSLITE_TRANSPORT=transport, PSLITE_TIMEOUT="20", **more)
-        job.wait()
-        [worker], [server] = job.of("worker"), job.of("server")
-        trial = Trial()
-        if worker.word("refused") is None:
-            trial.wrong.append(f"{limit} MiB by {transport}: no error came: {worker}")
-        if "RequestTimeout" in worker.stdout + worker.stderr:
-            trial.wrong.append(f"{limit} MiB by {transport}: a request was not answered: {worker} {server}")
-        if server.status == 0 and worker.word("right") is None:
-            trial.wrong.append(f"{limit} MiB by {transport}: a value is wrong: {worker}")
+    kind, limit = random.choice(["tcp", "shm", "kept"]), random.randrange(150, 900)
+    flags = ["--max-restarts", 1] if kind == "kept" else []
+    transport = "tcp" if kind == "tcp" else "shm"
+    hungry = [sys.executable, PROGRAMS / "hungry.py", limit]
+    done = launch("-n", 1, "-s", 1, *flags, *hungry, PSLITE_TRANSPORT=transport, PSLITE_TIMEOUT="20")
+    words = f"{limit} MiB, {kind}: {done.stdout}{done.stderr}"
+    trial = Trial()
+    if "refused" not in words:
+        trial.wrong.append(f"no error came: {words}")
+    if "RequestTimeout" in words:
+        trial.wrong.append(f"a request was not answered: {words}")
+    if done.returncode == 0 and "right" not in words:
+        trial.wrong.append(f"a value is wrong: {words}")
     return trial
 
 
