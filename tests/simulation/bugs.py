@@ -5,17 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+from kvstore.checkpoint import part
 from kvstore.server.entry import Entry
 from kvstore.server.kept import Kept
 from kvstore.server.service import Service
 from kvstore.server.store import Store
 from pslite import ids
 from pslite.delivery import Delivery, Inbox
+from pslite.failpoints import failpoint
 from pslite.postoffice.core import Core
 from pslite.postoffice.membership import Membership
+from pslite.van.shared.journal import Journal
 from pslite.wire import Message
 
 Patches = AbstractContextManager[Any]
@@ -149,6 +153,27 @@ def liveness_looks_at_the_wall_clock() -> Patches:
     return _patched(Membership, "on_unreachable", make)
 
 
+def records_are_announced_before_they_are_there() -> Patches:
+    """The end of a journal moves, and then the record is written."""
+
+    def make(real: Any) -> Any:
+        def write(self: Journal, records: Any) -> None:
+            end = self._words[1]
+            self._words[1] = end + sum(8 + -(-len(record) // 8) * 8 for record in records)
+            failpoint("kept_before_flip")
+            self._words[1] = end
+            real(self, records)
+
+        return write
+
+    return _patched(Journal, "_write", make)
+
+
+def damage_is_not_looked_for() -> Patches:
+    """The parts of checkpoints have no checksums."""
+    return mock.patch.object(part, "zlib", SimpleNamespace(crc32=lambda data, before=0: 0))
+
+
 BUGS: dict[str, Callable[[], Patches]] = {
     bug.__name__: bug
     for bug in (
@@ -161,5 +186,7 @@ BUGS: dict[str, Callable[[], Patches]] = {
         nobody_is_fenced,
         gaps_are_skipped,
         liveness_looks_at_the_wall_clock,
+        records_are_announced_before_they_are_there,
+        damage_is_not_looked_for,
     )
 }

@@ -131,7 +131,8 @@ class Oracle:
         if found is not None:
             for part, described in found.pieces():
                 unit = part.unit(described)
-                value, slot = (unit.arrays[name].tolist() for name in ("value", "slot/copy"))
+                value = unit.arrays["value"].tolist()
+                slot = unit.arrays["slot/copy"].tolist() if unit.count else value
                 self._job.oracle.on_saved(str(found.id), self._job.key_named(described.spec.key), value, unit.version)
                 if slot != value:
                     raise Violation(f"{found.id} has {value} of key {described.spec.key}, and the slot {slot}")

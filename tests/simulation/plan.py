@@ -99,9 +99,9 @@ def draw(seed: int) -> Plan:
         early=rng.uniform(0.05, 0.3) if rng.random() < 0.05 else 0.0,
         lost=lost,
         zombies=rng.random() < 0.6,
-        save_every=pick((0.1, 0.3, 1.0)) if rng.random() < 0.15 else 0.0,
+        save_every=pick((0.1, 0.3, 1.0)) if rng.random() < 0.2 else 0.0,
         disk_errors=pick((0.0, 0.02, 0.1)),
-        bit_flips=pick((0.0, 0.1)),
+        bit_flips=pick((0.0, 0.1, 0.3)),
         faults=sorted(faults, key=lambda fault: fault.at),
     )
 

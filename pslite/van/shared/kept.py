@@ -84,6 +84,8 @@ class KeptArena(Arena):
     def close(self) -> None:
         super().close()
         self._journal.close()
+        while self._found:  # it was damaged, and not opened again
+            os.close(self._found.popitem()[1])
 
     # -- arrays -------------------------------------------------------------------------------------------------------
 
