@@ -71,9 +71,15 @@ class Disk(Directory):
     def begin(self, name: str) -> Any:
         if not self.may_fail("open"):
             raise OSError(self.pick(ERRORS), "the disk failed")
-        descriptor = os.open(f"tmp-{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, dir_fd=self._fd)
-        self._files.append(file := File(self, descriptor))
-        return file
+        return super().begin(name)
+
+    def _open(self, name: str, flags: int, mode: str) -> Any:
+        file = super()._open(name, flags, mode)
+        if mode != "wb":
+            return file
+        with file:
+            self._files.append(mine := File(self, os.dup(file.fileno())))
+        return mine
 
     def settle(self, name: str, file: Any) -> None:
         if not self.may_fail("sync"):

@@ -8,7 +8,18 @@ from random import Random
 from pslite import failpoints
 
 FAULTS = ("crash", "crash", "crash", "pause", "break", "cut", "slow", "clock")
-POINTS = ("event", "send", "file", *failpoints.POINTS)  # the first two are everybody's, the others those of servers
+ANYWHERE = ("event", "send")
+
+
+def _points(role: str) -> tuple[str, ...]:
+    """The points that the code names of a role; there are no replicas here."""
+    named = {name: where.split(":")[0].split()[0] for name, where in failpoints.POINTS.items()}
+    return tuple(name for name, whose in named.items() if whose == role and "replicate" not in name)
+
+
+POINTS = {"worker": ANYWHERE, "scheduler": ANYWHERE + _points("scheduler")}
+POINTS["server"] = ANYWHERE + tuple(name for name in _points("server") if "checkpoint" not in name)
+SAVING = ("file", *(name for name in _points("server") if "checkpoint" in name))  # if there are checkpoints
 
 
 @dataclass(frozen=True)
@@ -72,9 +83,10 @@ def draw(seed: int) -> Plan:
     workers, servers = pick((3, 3, 3, 3, 3, 3, 3, 4)), 2
     shrinks = rng.random() < 0.1
     lost = rng.randrange(workers) if not shrinks and rng.random() < 0.06 else -1
-    faults = [_fault(rng, workers, servers, lost) for _ in range(pick((2, 2, 3, 4)))]
+    save_every = pick((0.1, 0.3, 1.0)) if rng.random() < 0.2 else 0.0
+    faults = [_fault(rng, workers, servers, save_every > 0) for _ in range(pick((2, 2, 3, 4)))]
     if lost >= 0:
-        faults.append(Fault(rng.uniform(0, 0.8), "crash", "worker", lost, pick(POINTS[:2]), rng.randint(1, 30)))
+        faults.append(Fault(rng.uniform(0, 0.8), "crash", "worker", lost, pick(ANYWHERE), rng.randint(1, 30)))
     return Plan(
         seed=seed,
         sync=rng.random() < 0.6,
@@ -99,21 +111,21 @@ def draw(seed: int) -> Plan:
         early=rng.uniform(0.05, 0.3) if rng.random() < 0.05 else 0.0,
         lost=lost,
         zombies=rng.random() < 0.6,
-        save_every=pick((0.1, 0.3, 1.0)) if rng.random() < 0.2 else 0.0,
+        save_every=save_every,
         disk_errors=pick((0.0, 0.02, 0.1)),
         bit_flips=pick((0.0, 0.1, 0.3)),
         faults=sorted(faults, key=lambda fault: fault.at),
     )
 
 
-def _fault(rng: Random, workers: int, servers: int, lost: int) -> Fault:
+def _fault(rng: Random, workers: int, servers: int, saves: bool) -> Fault:
     kind, at = rng.choice(FAULTS), rng.uniform(0, 1.5)
     everybody = [("server", r) for r in range(servers)] + [("worker", r) for r in range(workers)]
     role, rank = rng.choice(everybody)
     if kind == "crash":
         if rng.random() < 0.15:
             role, rank = "scheduler", 0
-        points = POINTS if role == "server" else POINTS[:2]
+        points = POINTS[role] + (SAVING if saves and role == "server" else ())
         return Fault(at, kind, role, rank, rng.choice(points), rng.randint(1, 12))
     seconds = rng.choice((0.1, 0.4, 0.9, 2.0, 4.0))
     if kind == "pause" and rng.random() < 0.1:
