@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from kvstore.checkpoint.directory import Directory
+from kvstore.checkpoint.directory import Checkpoint, Directory
 from kvstore.checkpoint.job import Id
 from kvstore.server.saving import Saving
 from pslite.errors import CheckpointError
@@ -132,17 +132,23 @@ class Oracle:
             return
         finally:
             directory.close()
-        if (None if found is None else found.id) != good:
-            raise Violation(f"of the checkpoints {[*map(str, ids)]} {found and found.id} is taken, not {good}")
-        if found is not None:
-            for part, described in found.pieces():
-                unit = part.unit(described)
-                value = unit.arrays["value"].tolist()
-                slot = unit.arrays["slot/copy"].tolist() if unit.count else value
-                self._job.oracle.on_saved(str(found.id), self._job.key_named(described.spec.key), value, unit.version)
-                if slot != value:
-                    raise Violation(f"{found.id} has {value} of key {described.spec.key}, and the slot {slot}")
-            found.close()
+        try:
+            if (None if found is None else found.id) != good:
+                raise Violation(f"of the checkpoints {[*map(str, ids)]} {found and found.id} is taken, not {good}")
+            if found is not None:
+                self._check_keys(found)
+        finally:
+            if found is not None:
+                found.close()
+
+    def _check_keys(self, found: Checkpoint) -> None:
+        for part, described in found.pieces():
+            unit = part.unit(described)
+            value = unit.arrays["value"].tolist()
+            slot = unit.arrays["slot/copy"].tolist() if unit.count else value
+            self._job.oracle.on_saved(str(found.id), self._job.key_named(described.spec.key), value, unit.version)
+            if slot != value:
+                raise Violation(f"{found.id} has {value} of key {described.spec.key}, and the slot {slot}")
 
 
 def do(self: Saving, id: Id, job: Callable[[], Any], then: Callable[[Id, Any], None] | None) -> None:
