@@ -19,4 +19,4 @@ def check(half: int, block: int) -> None:
     print(summary)
     assert not summary.failed, "\n\n".join(map(campaign.told, summary.failed))
     assert summary.schedules == count
-    assert summary.restarts > count / 2, "processes die in most of them"
+    assert summary.restarts > count / 4, "processes die in many of them"
