@@ -97,6 +97,11 @@ class InprocCluster:
         known[rank] = self._office(office.role, rank, office.config.restarts + 1)
         return known[rank]
 
+    def join(self) -> Postoffice:
+        """One more worker for a running job with ``max_workers``; it has not joined yet: ``start()`` it."""
+        self.workers.append(self._office("worker", len(self.workers)))
+        return self.workers[-1]
+
     def van_of(self, office: Postoffice) -> InprocVan:
         """The van of one of the cluster's postoffices."""
         van = office.van

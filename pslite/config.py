@@ -56,6 +56,7 @@ class Config:
     checkpoint_every: float | None = None  # seconds between them; None: only when a worker asks
     checkpoint_keep: int = 3  # how many stay
     resume: bool = False  # go on from the newest one there
+    max_workers: int = 0  # how many there may be at a time, if workers may join a running job; 0: they may not
     failpoints: str = ""  # for tests, see failpoints.py
     notices: tuple[str, ...] = field(default=(), compare=False)
 
@@ -97,6 +98,7 @@ class Config:
             checkpoint_every=read.number("PSLITE_CHECKPOINT_EVERY", 0.0, float, 0) or None,
             checkpoint_keep=read.number("PSLITE_CHECKPOINT_KEEP", 3, int, 1),
             resume=read.choice("PSLITE_RESUME", "0", ("0", "1")) == "1",
+            max_workers=_max_workers(read, num_workers),
             failpoints=env.get("PS_FAILPOINTS", ""),
             notices=("PS_RESEND is not needed: delivery is always on",) if "PS_RESEND" in env else (),
         )
@@ -166,6 +168,14 @@ class _Reader:
             listed = ", ".join(a for a in allowed if a)
             raise ConfigError(name=name, value=value, allowed=f"allowed are {listed}")
         return value
+
+
+def _max_workers(read: _Reader, num_workers: int) -> int:
+    most: int = read.number("PSLITE_MAX_WORKERS", 0, int, 0)
+    if 0 < most < num_workers:
+        allowed = f"give at least DMLC_NUM_WORKER, which is {num_workers}, or 0"
+        raise ConfigError(name="PSLITE_MAX_WORKERS", value=most, allowed=allowed)
+    return most
 
 
 def _job(name: str) -> str:

@@ -31,16 +31,25 @@ class _Barrier:
         return sorted(self.members - self.arrived.keys())
 
 
+Late = tuple[int, ...] | None
+"""The workers that came later and count at a barrier, as its members say; None: all that are there."""
+
+
 class Barriers:
-    """All barriers that somebody waits at, by (group, customer)."""
+    """All barriers that somebody waits at, by (group, customer).
+
+    Where workers may come later, those that are steps apart differ in who is a member: their barriers are not the same.
+    """
 
     def __init__(self) -> None:
-        self._waiting: dict[tuple[int, int], _Barrier] = {}
+        self._waiting: dict[tuple[int, int, Late], _Barrier] = {}
         self._passed: dict[tuple[int, int, int], int] = {}  # the last number, by group, customer and node
         self._opened: dict[tuple[int, int], int] = {}  # how many were opened: the last one's serial
         self._owed: set[tuple[int, int, int]] = set()  # who was let pass the last one, and did not hear of it
 
-    def enter(self, request: Message, group: int, members: Iterable[int], number: int = 0) -> list[Answer]:
+    def enter(
+        self, request: Message, group: int, members: Iterable[int], number: int = 0, late: Late = None
+    ) -> list[Answer]:
         """A node arrived; answers everybody once all members of the group have. Arriving twice counts once.
 
         ``number``: grows with each barrier of a node, from 1. A node that was restarted comes to those it has passed.
@@ -48,7 +57,7 @@ class Barriers:
         """
         if (done := self.passed(request, group, number)) is not None:
             return [done]
-        key = (group, request.customer)
+        key = (group, request.customer, late)
         barrier = self._waiting.setdefault(key, _Barrier(frozenset(members)))
         again = barrier.arrived.get(request.sender)
         barrier.arrived[request.sender], barrier.numbers[request.sender] = request, number
@@ -66,12 +75,12 @@ class Barriers:
             return self._pass(key, request, number)
         return None
 
-    def _open(self, key: tuple[int, int]) -> list[Answer]:
+    def _open(self, at: tuple[int, int, Late]) -> list[Answer]:
         """Answer everybody at a barrier that all have reached."""
-        barrier = self._waiting[key]
+        barrier, key = self._waiting[at], at[:2]
         if barrier.missing:
             return []
-        del self._waiting[key]
+        del self._waiting[at]
         self._opened[key] = self._opened.get(key, 0) + 1
         return [self._pass(key, r, barrier.numbers[node]) for node, r in barrier.arrived.items()]
 

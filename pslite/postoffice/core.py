@@ -38,6 +38,7 @@ class Core:
     scheduler: Scheduler | None = None  # on the scheduler only
     num_workers: int = 0
     num_servers: int = 0
+    most: int = 0  # workers at a time, if they may join a running job; else 0
     roster: dict[int, Peer] = field(default_factory=dict)
     ready: bool = False  # joined: node id, counts and roster are known
     job_over: bool = False  # every worker has left
@@ -91,6 +92,7 @@ class Core:
             scheduler = [ids.SCHEDULER, reply.incarnation, [], "", 0]
             self._fill_roster(body["workers"], body["servers"], [scheduler, *body["roster"]])
             self.policy, self.again, self.epoch = body["policy"], body.get("again", False), body.get("epoch", 0)
+            self.most = body.get("most", 0)
             for node, error in body.get("gone", {}).items():
                 self.roster[node].ended = peer_error(node, error)
             for node in body.get("away", ()):
@@ -343,14 +345,14 @@ class Core:
         self._known_links.discard(node)
 
     def back(self, now: float, peer: Peer, link: Link = ids.SCHEDULER) -> list[Action]:
-        """Another process has taken the place of a peer, by a link of its own if it is one that we connect to."""
+        """A process has the place of a peer, or a new one, by a link of its own if it is one that we connect to."""
         before = self.roster.get(peer.node)
         if before is not None and before.incarnation == peer.incarnation and not before.away:
             return []
         actions: list[Action] = []
         if before is not None and not before.away:
             actions += self.away(peer.node, PeerLost(node=before.name, reason="another process has its place"))
-        self.roster[peer.node] = peer
+        self.roster = {**self.roster, peer.node: peer}  # threads of users may be reading the old one
         if self._connects_to(peer.node):
             actions.append(Connect(peer.node, peer.addresses))
             link = peer.node

@@ -29,6 +29,7 @@ from pslite.errors import (
 from pslite.wire import Link, Message
 
 from .barrier import Answer
+from .growth import Growth
 from .roster import LOST_AFTER
 
 BEAT_INTERVAL = 0.25  # seconds between two looks at every member's connection
@@ -94,6 +95,11 @@ class Member:
     def here(self) -> bool:
         """Whether its process is in the job."""
         return self.state in (State.JOINING, State.UP, State.RETURNING)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it came to a running job, and was not welcomed yet."""
+        return self.state == State.RETURNING and not self.again
 
     @property
     def expected(self) -> bool:
@@ -162,13 +168,15 @@ class Membership:
         deadline: float | None,
         now: float,
         policy: Policy = Policy(),
+        max_workers: int = 0,
     ) -> None:
         self.job = job
         self.policy = policy
         self.epoch = 0  # of the table of members: changes since all had joined
         self.members: list[Member] = []
         self.complete = False
-        self.wanted = {"worker": num_workers, "server": num_servers}
+        self.wanted = {"worker": num_workers, "server": num_servers}  # whom the job begins with
+        self.growth = Growth(num_workers, max_workers)
         self._started = now
         self._deadline = deadline
         self._never: PSError | None = None  # why the job did not begin
@@ -199,7 +207,9 @@ class Membership:
             known.again = known.restarts > 0 and self.epoch > 1
             return self._tell(known).after(self._without(known))
         count = self.wanted[role]
-        if wish is not None and not 0 <= wish < count:
+        present = [m for m in self.members if m.role == role and m.here]
+        newcomer = self.growth.is_newcomer(role, wish, self.complete, len(present))
+        if wish is not None and not (wish >= 0 and (wish < count or newcomer)):
             what = f"rank {wish!r} is not among the {count} {role}s of this job"
             return _refused(request, new.wished, f"{what}: ranks are 0 to {count - 1}")
         if self.complete and self.policy.of(role) == "wait" and (before := self._predecessor(new)) is not None:
@@ -210,7 +220,8 @@ class Membership:
             reason = f"its on_worker_lost={on_worker_lost!r} must be that of the others, {self._asked!r}"
             return _refused(request, new.wished, reason)
         self._asked = self._asked or on_worker_lost
-        present = [m for m in self.members if m.role == role and m.here]
+        if newcomer:
+            return self._let_in(new)
         if self.complete or len(present) >= count:
             what = f"the job has its {count} {role}s already"
             return _refused(request, new.wished, f"{what}; see DMLC_NUM_WORKER, DMLC_NUM_SERVER and the root address")
@@ -228,11 +239,29 @@ class Membership:
         if self._asked:
             self.policy = replace(self.policy, workers=self._asked)
         table = self.table()
-        return Outcome([Answer(m.join, self._welcome(m, table)) for m in self.members], complete=True)
+        outcome = Outcome([Answer(m.join, self._welcome(m, table)) for m in self.members], complete=True)
+        for new in self.growth.early:
+            outcome = self._let_in(new).after(outcome)
+        return outcome
+
+    def _let_in(self, new: Member) -> Outcome:
+        """A worker joins a running job, or one that will be."""
+        if not self.complete:
+            self.growth.early.append(new)
+            return Outcome()
+        workers = [m for m in self.members if m.role == "worker"]
+        if reason := self.growth.refusal(new, workers):
+            return _refused(new.join, new.wished, reason)
+        new.rank = self.growth.rank_for(new, workers, [h.rank for h in self._hints if h.role == "worker"])
+        new.state = State.RETURNING
+        self.members.append(new)
+        self.epoch += 1
+        return self._tell(new)
 
     def _welcome(self, member: Member, table: dict[str, Any]) -> dict[str, Any]:
         counts = {"workers": self.wanted["worker"], "servers": self.wanted["server"]}
-        return {"node": member.node, "job": self.job, "again": member.again, **table, **counts}
+        told = {"node": member.node, "job": self.job, "again": member.again, "most": self.growth.most}
+        return {**told, **table, **counts}
 
     def table(self) -> dict[str, Any]:
         """What every member may know of all others."""
@@ -354,7 +383,7 @@ class Membership:
 
     def _give_up(self, now: float) -> Outcome:
         error = RendezvousTimeout(missing=self.missing(), seconds=round(now - self._started, 1))
-        answers = [Answer(m.join, error=error) for m in self.members if m.here]
+        answers = [Answer(m.join, error=error) for m in [*self.members, *self.growth.early] if m.here]
         for member in self.members:
             member.state = State.FAILED
         self.complete, self._deadline, self._never = True, None, error
@@ -449,7 +478,7 @@ class Membership:
             self._end(member, State.AWAY, PeerLost(node=member.name, reason=reason))
             self.epoch += 1
             return self._answer_knocks(now).after(Outcome(away=[member])).after(self._lose_without_replica(member))
-        if self.complete and self.policy.of(member.role) == "shrink":
+        if self.complete and (self.policy.of(member.role) == "shrink" or member.is_new):
             return self._end_lost(member, WorkerDropped(node=member.name, reason=reason))
         if not self.complete:
             others = ", ".join(name for name in self.missing() if not member.name.startswith(name))
@@ -459,7 +488,7 @@ class Membership:
             return self._end_lost(member, error)
         self._end(member, State.LOST, error)
         self.complete, self._never = True, error
-        answers = [Answer(m.join, error=error) for m in self.members if m.here]
+        answers = [Answer(m.join, error=error) for m in [*self.members, *self.growth.early] if m.here]
         for other in self.members:
             if other.here:
                 other.state = State.FAILED
@@ -503,6 +532,13 @@ class Membership:
     def find(self, node: int) -> Member | None:
         """The member with this node id."""
         return next((m for m in self.members if m.rank >= 0 and m.node == node), None)
+
+    def nodes(self, group: int, late: Sequence[int] | None = None) -> set[int]:
+        """The nodes of a group. ``late``: which of the workers that came later are in it; None: all."""
+        nodes = set(ids.members(group, self.wanted["server"], self.wanted["worker"]))
+        if late is None:
+            late = [m.rank for m in self.members if m.rank >= self.growth.first and m.role == "worker" and not m.is_new]
+        return nodes | {ids.worker_id(r) for r in late} if group < 8 and group & ids.WORKER_GROUP else nodes
 
     def here(self, role: str) -> list[Member]:
         """The members of a role that have neither left nor died."""

@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -156,6 +156,7 @@ class Postoffice:
 
     @property
     def num_workers(self) -> int:
+        """How many the job began with; ``node_ids`` has those that came later, too."""
         return self._core.num_workers
 
     @property
@@ -191,7 +192,23 @@ class Postoffice:
 
     def node_ids(self, group: int) -> list[int]:
         """The node ids of a group (a sum of 1, 2 and 4) or of one node."""
-        return ids.members(group, self.num_servers, self.num_workers)
+        nodes = ids.members(group, self.num_servers, self.num_workers)
+        if group >= 8 or not group & ids.WORKER_GROUP:
+            return nodes
+        return nodes + sorted(node for node in self._core.roster if self._is_late(node))
+
+    def _is_late(self, node: int) -> bool:
+        return ids.role_of(node) == "worker" and ids.rank_of(node) >= self.num_workers
+
+    @property
+    def late(self) -> bool:
+        """Whether this process is a worker that came when the job had begun."""
+        return self._is_late(self.node)
+
+    @property
+    def elastic(self) -> bool:
+        """Whether workers may join the running job."""
+        return self._core.most > 0
 
     def name_of(self, node: int) -> str:
         """How errors call a node: role, rank, pid and host."""
@@ -261,7 +278,8 @@ class Postoffice:
         deadline = None if config.start_timeout is None else now + config.start_timeout
         servers = "wait" if config.servers_return else "raise"
         policy = Policy(servers, config.policy, config.start_timeout, config.replicas)
-        membership = Membership(config.num_workers, config.num_servers, delivery.job, deadline, now, policy)
+        counts = config.num_workers, config.num_servers
+        membership = Membership(*counts, delivery.job, deadline, now, policy, config.max_workers)
         recovery = Recovery(delivery.job, membership.wanted, now, config.restarts > 0) if config.max_restarts else None
         self._core.scheduler = Scheduler(membership, recovery)
         [root] = addresses.to_listen(config, self._identity)
@@ -404,11 +422,13 @@ class Postoffice:
         assert isinstance(result[0], Message)
         return result[0].body
 
-    def barrier(self, group: int, customer: int = 0, timeout: Any = SAME_AS_CONFIG, number: int | None = None) -> None:
+    def barrier(self, group: int, customer: int = 0, timeout: Any = SAME_AS_CONFIG, number: int | None = None,
+                late: Sequence[int] | None = None) -> None:  # fmt: skip
         """Wait until every node of the group is at this barrier; barriers of different customers are separate.
 
         ``number``: grows with each barrier, and is the same for a process that was restarted and comes to it again; the
-        default counts. One that this node has passed before it was restarted is passed at once.
+        default counts. One that this node has passed before it was restarted is passed at once. ``late``: the ranks of
+        the workers that came later and count, the same for all members; None: those there are when the first one comes.
 
         Raises BarrierTimeout that names the missing, or the PeerError of a member that will not come.
         """
@@ -421,7 +441,8 @@ class Postoffice:
             turn = self._barriers.setdefault((group, customer), _Turn())
         with turn.lock:
             turn.number = turn.number + 1 if number is None else number
-            self.call(ids.SCHEDULER, Op.BARRIER, [group, turn.number], what, customer, timeout, BarrierTimeout)
+            body = [group, turn.number] if late is None else [group, turn.number, list(late)]
+            self.call(ids.SCHEDULER, Op.BARRIER, body, what, customer, timeout, BarrierTimeout)
 
     def publish(self, records: dict[str, Any]) -> None:
         """Add records to the job's directory; raises ConflictError if one exists with another content."""
@@ -528,7 +549,7 @@ class Postoffice:
 
     def wait_job_over(self) -> None:
         """Serve until every worker has left; raises what ended this process's part early."""
-        survives = self.config.servers_return or self._core.policy == "shrink"
+        survives = self.config.servers_return or self.config.max_workers > 0 or self._core.policy == "shrink"
         supervised = self._supervised is not None and survives
         while not self._shell.wait_until(
             lambda: self._core.job_over, self._clock() + LOOK_AT_PROCESSES if supervised else None

@@ -170,7 +170,11 @@ class Recovery:
         return now - since >= HELLO_WITHIN or all(self._is_known(*place) for place in self._places())
 
     def _places(self) -> Iterator[tuple[str, int]]:
-        return ((role, rank) for role, count in self.counts.items() for rank in range(count))
+        """Those that the job began with, and the workers that came later."""
+        first = ids.worker_id(self.counts["worker"])
+        late = {node for hello in self.hellos.values() for node in hello.seen if node >= first}
+        yield from ((role, rank) for role, count in self.counts.items() for rank in range(count))
+        yield from (("worker", ids.rank_of(node)) for node in sorted(late) if ids.role_of(node) == "worker")
 
     def _is_known(self, role: str, rank: int) -> bool:
         node, hint = ids.node_id(role, rank), self._hints.get((role, rank))

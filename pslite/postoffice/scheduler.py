@@ -67,15 +67,16 @@ class Scheduler:
         return Step([Answer(request, error=ProtocolError(f"the scheduler does not serve operation {request.op}"))])
 
     def _barrier(self, request: Message) -> list[Answer]:
-        group, number = request.body
+        group, number, *counted = request.body
         if (done := self._barriers.passed(request, group, number)) is not None:
             return [done]
-        members = set(ids.members(group, self.membership.wanted["server"], self.membership.wanted["worker"]))
+        late = tuple(counted[0]) if counted else None
+        members = self.membership.nodes(group, late)
         for member in [m for m in self.membership.members if not m.expected and m.node in members]:
             if not isinstance(member.error, WorkerDropped):
                 return [Answer(request, error=_at("this barrier", member))]
             members.discard(member.node)
-        return self._barriers.enter(request, group, members, number)
+        return self._barriers.enter(request, group, members, number, late)
 
     def _lookup(self, request: Message) -> list[Answer]:
         return self._directory.lookup(request, request.body) or self._fail_lookups()
@@ -224,8 +225,12 @@ def _is_well_formed(request: Message) -> bool:
     if request.op == Op.LOOKUP:
         return isinstance(body, list) and all(isinstance(name, str) for name in body)
     if request.op == Op.BARRIER:
-        return isinstance(body, list) and [type(part) for part in body] == [int, int]
+        return isinstance(body, list) and _is_barrier(*body[:3]) and len(body) <= 3
     return True
+
+
+def _is_barrier(group: Any = None, number: Any = None, late: Any = ()) -> bool:
+    return [type(group), type(number)] == [int, int] and all(type(rank) is int for rank in late)
 
 
 def _at(what: str, member: Member) -> PeerError:
