@@ -222,14 +222,16 @@ class KVStore(KVStoreBase, abc.ABC):
     @property
     def live_ranks(self) -> list[int]:
         """The workers that take part. It changes at ``step()`` only, when a worker was lost in a job that goes on
-        without such (``on_worker_lost='shrink'``); so does ``num_workers``. Ranks stay as they are, with gaps.
+        without such (``on_worker_lost='shrink'``), or when one has joined (``--elastic``); so does ``num_workers``.
+        Ranks stay as they are, with gaps.
         """
         return list(range(self.num_workers))
 
     @property
     def start_step(self) -> int:
         """The step to begin with: 0, or in a process that took the place of a worker that died, the first step of which
-        the servers may not have all its pushes. What it pushes again of that step is not applied twice.
+        the servers may not have all its pushes. What it pushes again of that step is not applied twice. In a worker
+        that joined a running job it is the first step that needs it.
         """
         return 0
 

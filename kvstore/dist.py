@@ -80,12 +80,23 @@ class DistStore(Saver):
         self._told: Any = None  # the optimizer's hyper-parameters, as the servers know them from this worker
         self._changes = 0  # of hyper-parameters, told so far
         self._reserved: set[Key] = set()  # keys whose init is going on
-        self._resumed = self._ask_where_to_go_on() if office.again else None
+        self._resumed: Resumed | None = None  # of a process that took the place of one that died
+        try:
+            if office.again:
+                self._resumed = self._ask_where_to_go_on()
+            if self._team.asks and (office.late or office.again):
+                self._join_steps()
+        except BaseException as error:
+            self._fail(error)
+            raise
 
-    def _ask_where_to_go_on(self) -> Resumed:
+    def _ask_where_to_go_on(self) -> Resumed | None:
         """This process took the place of one that died: what the servers have of its pushes."""
         answers = self._ask_servers("resume", None)
         resumed = Resumed({wire: number for answer in answers for wire, number in zip(*answer, strict=True)})
+        if self._team.asks:  # steps are those of kv.step()
+            self._start_step = resumed.step if resumed.counts_steps else 0
+            return None
         self._start_step = self._step = resumed.step
         if resumed.counts_steps:
             self._ledger.begin_step(resumed.step)
@@ -524,11 +535,7 @@ class DistStore(Saver):
     def _tell(self, wire: Any) -> None:
         self._changes += 1
         self._told = wire
-        timestamp = self._control.request(0, ["change", [self._changes, wire]], SERVER_GROUP)
-        control = self._control
-        self._in_flight.append(
-            Handle(lambda *timeout: control.wait(timestamp, *timeout), lambda: control.customer.done(timestamp))
-        )
+        self._tell_servers("change", [self._changes, wire])
 
     # -- the job ------------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from pslite import Config, Postoffice
 from pslite.config import ON_WORKER_LOST, role_in_job
-from pslite.errors import ArgumentTypeError, ConfigError, NotInClusterError, PeerError
+from pslite.errors import ArgumentTypeError, ConfigError, JoinError, NotInClusterError, PeerError
 
 from .base import KVStore
 from .dist import DistStore
@@ -122,7 +122,12 @@ def _join(kind: str, config: Config) -> DistStore:
         raise ConfigError(name="type", value=kind, allowed="one dist store per launch: this process has had its own")
     check_type(kind, config.p3)
     office = Postoffice(config)
-    office.start()
+    try:
+        office.start()
+    except JoinError as error:
+        if config.max_workers:  # the launcher may have started it for a job that has ended meanwhile
+            record_error(config, config.rank or 0, error)
+        raise
     _created = True
     _install_hooks()
     store = open_store(kind, office)

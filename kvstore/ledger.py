@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from pslite import Request
 
+from .steps import STEP_BITS
+
 VERSION = 0  # of the value pulled last
 PUSHES = 1  # the number of this worker's last push: without kv.step(), how many it has made
 PUSH, PUSH_RAW, PULL, PULL_RAW = 2, 3, 4, 5  # bytes of values; raw: without compression
 _COLUMNS = 6  # the first two travel with pushes
-STEP_BITS = 32  # of a push's number are its place in its step; those above are the step
 MAX_AHEAD = 3  # unfinished pushes per key: the round that is open and two more; a fourth push waits
 
 Ordinals = NDArray[np.intp]

@@ -6,16 +6,18 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
-from pslite import ALL, SERVER_GROUP, WORKER_GROUP, KVWorker, Postoffice, SimpleApp, name_of, server_id, worker_id
-from pslite.errors import CheckpointError, ClosedError, PSError, WorkerDropped
+from pslite import ALL, SERVER_GROUP, WORKER_GROUP, KVWorker, Postoffice, SimpleApp, name_of, server_id
+from pslite.errors import CheckpointError, ClosedError, PSError
 
 from .base import KVStore
 from .commands import CHECKPOINT_APP, CONTROL_APP, DATA_APP, USER_APP
 from .handle import Handle
-from .ledger import STEP_BITS
 from .profiler import opened
+from .steps import STEP_BITS
+from .team import Team
 from .tracing import traced
 
 log = logging.getLogger("kvstore")
@@ -40,7 +42,8 @@ class Member(KVStore):
         self._pushing = threading.Lock()  # taken before the other for a push, and by who wants none to come between
         self._start_step = 0
         self._barriers = 0  # the number of the last one, which grows as those of pushes do
-        self._live = list(range(office.num_workers))  # as of the last step
+        self._team = Team(office, asks=office.elastic and "async" not in name)  # as of the last step
+        self._asked: int | None = None  # timestamp of the question who is due in the next step
         self._closing = False  # close() was called: a second call does nothing
         self._closed = False
         try:
@@ -58,11 +61,11 @@ class Member(KVStore):
 
     @property
     def num_workers(self) -> int:
-        return len(self._live)
+        return len(self._team.live)
 
     @property
     def live_ranks(self) -> list[int]:
-        return list(self._live)
+        return list(self._team.live)
 
     @property
     def start_step(self) -> int:
@@ -70,12 +73,35 @@ class Member(KVStore):
 
     def step(self) -> int:
         self._raise_failed()
-        with self._pushing, self._lock:
-            self._step += 1
-            self._begin_step(self._step)
-            ended = [self._office.ended(worker_id(rank)) for rank in self._live]
-            self._live = [r for r, error in zip(self._live, ended, strict=True) if not isinstance(error, WorkerDropped)]
+        with self._collective if self._team.asks else nullcontext():
+            late = self._ask_who_is_due(self._step + 1) if self._team.asks else ()
+            with self._pushing, self._lock:
+                self._step += 1
+                self._begin_step(self._step)
+                if new := self._team.begin(late):  # before anything is pushed in this step
+                    self._tell_servers("due", new)
         return self._step
+
+    def _ask_who_is_due(self, step: int) -> Any:
+        """Who came later and is due in a step. It is asked a step ahead, so that nobody waits for the answer."""
+        asked, self._asked = self._asked, None
+        if asked is None:
+            asked = self._ask_first_server("begin", step)
+        late = self._control.wait(asked)[0]
+        self._asked = self._ask_first_server("begin", step + 1)
+        return late
+
+    def _join_steps(self) -> None:
+        """Of a worker that came later or again: begin where it is due. A newcomer waits until the others are there."""
+        if self._office.late:
+            self._start_step = max(self._start_step, self._tell_first_server("join", None))
+        with self._lock:
+            self._step = self._start_step
+            self._begin_step(self._step)
+        late = self._ask_who_is_due(self._step)
+        with self._lock:
+            self._team.begin(late)
+        self._ask_servers("start" if self._office.late else "due", late)
 
     def _begin_step(self, step: int) -> None:
         """Number the pushes to come; the lock is held."""
@@ -91,8 +117,11 @@ class Member(KVStore):
         self._raise_failed()
         with self._lock:
             number = self._barriers = max(self._barriers, self._step << STEP_BITS) + 1
+            late, is_new = self._team.at_barrier(self._step), self._team.is_new(self._step)
+        if is_new:
+            return
         limit = self._office.config.timeout if timeout is None else timeout
-        self._office.barrier(WORKER_GROUP, timeout=limit, number=number)
+        self._office.barrier(WORKER_GROUP, timeout=limit, number=number, late=late)
 
     def send_command_to_servers(self, head: int, body: Any) -> None:
         self._raise_failed()
@@ -114,7 +143,7 @@ class Member(KVStore):
 
         ``act`` gets the ranks that are here: some may have left.
         """
-        told = self._tell_first_server("meet", what)
+        told = self._tell_first_server("meet", [what, self._step])
         if self.rank != 0:
             return told
         try:
@@ -126,8 +155,18 @@ class Member(KVStore):
             raise
         return result
 
+    def _tell_servers(self, what: str, value: Any) -> None:
+        """Tell all servers something ahead of what is pushed next; the lock is held."""
+        timestamp, control = self._control.request(0, [what, value], SERVER_GROUP), self._control
+        self._in_flight.append(
+            Handle(lambda *timeout: control.wait(timestamp, *timeout), lambda: control.customer.done(timestamp))
+        )
+
     def _tell_first_server(self, what: str, value: Any) -> Any:
-        return self._control.wait(self._control.request(0, [what, value], server_id(0)))[0]
+        return self._control.wait(self._ask_first_server(what, value))[0]
+
+    def _ask_first_server(self, what: str, value: Any) -> int:
+        return self._control.request(0, [what, value], server_id(0))
 
     # -- failures -----------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from .records import Record
 from .rows import Content, Rows
 from .rules import OptimizerRule, Rule, checked_states, resumed, states_of, wire_of
 from .spec import Spec
+from .steps import within_step
 from .transfer import KEYS_PER_BATCH, batches, pull_units, push_units, stash, unstash
 
 _T = TypeVar("_T")
@@ -127,7 +128,7 @@ class Saver(Member):
         with self._lock:
             self._compression.feedback.clear()
             for held in parts:
-                self._records[held.key].pushes = held.pushes
+                self._records[held.key].pushes = within_step(held.pushes)  # steps are those of this job
                 self._compression.hold(self._records[held.key].spec, 0, held.residual)
 
     def _read(self, path: str | os.PathLike[str], values: bool, ranks: list[int]) -> list[Any]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from kvstore.rows import Ids, Received
 from kvstore.rules import Rule
 from kvstore.spec import Place
+from kvstore.steps import step_of
 from kvstore.value import Value
 
 from .ticket import Ticket
@@ -29,6 +30,11 @@ class Contribution:
     ids: Ids | None  # the rows that a pull wants; None: all
     rule: Rule | None  # in force when it arrived; rank order decides whose counts
     number: Number = 0  # of the push, by its worker
+
+    @property
+    def step(self) -> int:
+        """The step of the push."""
+        return step_of(self.number if isinstance(self.number, int) else int(self.number[0]))
 
 
 @dataclass(slots=True, eq=False)

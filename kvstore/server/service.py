@@ -40,6 +40,7 @@ from pslite.dtypes import CODES
 from pslite.errors import PeerError, ProtocolError, PSError
 from pslite.failpoints import failpoint
 
+from .members import CALLS
 from .profiling import Profile
 from .replica import Contents
 from .replication import Adopt, Replication
@@ -172,11 +173,17 @@ class Service:
             self._keep_settings()
             self._when_safe(partial(app.response, data))
         elif what == "meet":
-            self._finish(self.store.meeting.enter(Ticket(data, rank), str(value)))
+            what, step = value
+            self._finish(self.store.meeting.enter(Ticket(data, rank), str(what), int(step)))
         elif what == "decide":
             _must_be_rank_0(data.sender, what)
             error = None if value[0] is None else PSError.from_wire(value[0])
             self._finish(self.store.meeting.decide(Ticket(data, rank), error, value[1]))
+        elif what in CALLS:
+            tickets = self.store.members.ask(Ticket(data, rank), what, value)
+            if what != "begin" or len(tickets) > 1:  # else nothing has changed that a successor must know
+                self._keep_settings()
+            self._finish(tickets)
         elif what == "resume":
             self._when_safe(partial(app.response, data, self.store.taken(rank)))
         elif what == "profile":

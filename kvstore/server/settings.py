@@ -13,6 +13,7 @@ from kvstore.spec import check_whole
 from pslite.errors import PSError
 
 from .agreement import Agreement
+from .members import Members
 from .ticket import Ticket
 
 
@@ -23,8 +24,9 @@ class Settings:
     a round uses what its lowest rank's contribution does; in dist_async the highest number counts from its arrival on.
     """
 
-    def __init__(self, split_key: Callable[[], Key | None]) -> None:
+    def __init__(self, split_key: Callable[[], Key | None], members: Members) -> None:
         self.sync = True
+        self._members = members  # kept along with the settings
         self._split_key = split_key  # a key that is split over the servers, if there is one
         self._rule: Rule | None = None  # as agreed
         self._changed: dict[int, Rule] = {}  # by rank; in dist_async all the same
@@ -69,6 +71,7 @@ class Settings:
             "changed": {rank: number(rule) for rank, rule in self._changed.items()},
             "newest": self._newest,
             "agreed": self._agreement.to_kept(),
+            "late": self._members.to_kept(),
         }
 
     def from_kept(self, kept: dict[str, Any], rule: Callable[[int], Rule | None]) -> None:
@@ -78,6 +81,7 @@ class Settings:
         self._rule, self.resumed = rule(kept["rule"]), rule(kept["resumed"])
         self._changed = {rank: own for rank, own in changed.items() if own is not None}
         self._agreement.from_kept(kept["agreed"])
+        self._members.from_kept(kept["late"])
 
     def _adopt(self, what: str, value: Any) -> PSError | None:
         """Make a setting count from now on, or say why it cannot."""

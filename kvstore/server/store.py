@@ -21,6 +21,7 @@ from kvstore.arrays import Array
 from kvstore.checkpoint.unit import Unit
 from kvstore.commands import CODED, WHOLE
 from kvstore.compression import Codec
+from kvstore.keys import Key
 from kvstore.rows import Content, Ids, Received
 from kvstore.rules import Rule
 from kvstore.spec import Place, Spec
@@ -32,9 +33,7 @@ from pslite.errors import (
     ProtocolError,
     PSError,
     UnknownKeyError,
-    WorkerDropped,
     WorkerFinished,
-    WorkerLeft,
 )
 from pslite.failpoints import failpoint
 from pslite.memory import PLAIN, KeptMemory, Memory
@@ -43,6 +42,7 @@ from .bundle import Bundle, alike, split
 from .entry import Contribution, Entry
 from .kept import Kept
 from .meeting import Meeting
+from .members import Members
 from .reopening import Found
 from .settings import Settings
 from .statelog import StateLog
@@ -83,13 +83,12 @@ class Store:
         self._bursts: dict[tuple[int, int], Ticket] = {}  # by rank and number, those that have no answer yet
         self._apart: dict[tuple[int, int], dict[int, Ticket]] = {}  # by rank and number: keys of bursts, not asked for
         self._told_apart: list[Ticket] = []  # bursts that are to be answered with that
-        self._members = set(range(num_workers))  # ranks that every round needs
+        self.members = Members(num_workers)
         self.stash: dict[
             tuple[int, int], tuple[Array | None, int]
         ] = {}  # by rank and key: residuals on their way, pushes
-        self.meeting = Meeting(num_workers)
-        self._gone: dict[int, PeerError] = {}  # ranks that will not push any more, and why
-        self.settings = Settings(lambda: next((e.value.spec.key for e in self._entries.values() if e.split), None))
+        self.meeting = Meeting(self.members.due)
+        self.settings = Settings(self._split_key, self.members)
         self.kept: StateLog | None = None  # what a successor finds; None: nothing
         self._rules_before: dict[tuple[int, int, int], Rule | None] = {}  # by rank, key, number of the push
 
@@ -121,6 +120,9 @@ class Store:
         self.kept = None
         for entry in self._all():
             entry.value.kept = None
+
+    def _split_key(self) -> Key | None:
+        return next((entry.value.spec.key for entry in self._entries.values() if entry.split), None)
 
     def _parked_before(self) -> list[tuple[int, int, int, Rule | None]]:
         """Pushes that wait, and whose worker has said since that another rule counts: rank, key, number, rule."""
@@ -425,14 +427,21 @@ class Store:
                 for rank in ranks:
                     done += self._apply(entry, [entry.queues[rank].popleft()])
                 continue
-            missing = self._members.difference(ranks)
+            ranks, missing = self._next_round(entry, ranks)
             if not missing:
                 done += self._apply(entry, [entry.queues[rank].popleft() for rank in ranks])
                 continue
-            error = next((self._gone[rank] for rank in sorted(missing) if rank in self._gone), None)
+            gone = self.members.gone
+            error = next((gone[rank] for rank in sorted(missing) if rank in gone), None)
             if error is None:
                 return done
             done += self._fail_round(entry, ranks, error)
+
+    def _next_round(self, entry: Entry, ranks: list[int]) -> tuple[list[int], set[int]]:
+        """Of the ranks whose pushes are here, those in the next round, and who is missing in it."""
+        if not self.members.late:
+            return ranks, self.members.needed.difference(ranks)
+        return self.members.round_of({rank: entry.queues[rank][0].step for rank in ranks})
 
     def _apply(self, entry: Entry, contributions: list[Contribution]) -> list[Ticket]:
         """One round (or one asynchronous push): contributions in rank order become the new value."""
@@ -508,12 +517,10 @@ class Store:
 
     def on_peer_ended(self, rank: int, error: PeerError) -> list[Ticket]:
         """A worker finished, failed or was lost: rounds that need it fail at once, unless it left them."""
-        self._gone[rank] = error
+        done = self.members.on_peer_ended(rank, error)
         self._forget_bursts(rank)
         self._forget_rules_before(rank)
-        if isinstance(error, (WorkerLeft, WorkerDropped)):
-            self._members.discard(rank)
-        done = self.settings.on_decider_gone(error) if rank == 0 else []
+        done += self.settings.on_decider_gone(error) if rank == 0 else []
         done += self.meeting.on_peer_ended(rank, error)
         return done + [t for entry in self._all() for t in self._advance(entry)]
 
@@ -521,6 +528,7 @@ class Store:
         """A worker died, and its successor is awaited: what it has pushed counts, its questions do not."""
         self._forget_bursts(rank)
         self._forget_rules_before(rank)
+        self.members.on_peer_away(rank)
         return self.meeting.on_peer_away(rank, error)
 
     def _forget_rules_before(self, rank: int) -> None:
@@ -531,14 +539,15 @@ class Store:
 
     def missing(self, mine: Callable[[Any], bool]) -> list[str]:
         """Who the request whose token is ``mine`` waits for: ranks, with the round and the key."""
-        waiting = self.settings.missing(mine) or self.meeting.missing(mine)
+        waiting = self.settings.missing(mine) or self.meeting.missing(mine) or self.members.missing(mine)
         if waiting:
             return waiting
         for entry in self._all():
             tokens = {c.ticket.token for queue in entry.queues.values() for c in queue}
             if any(mine(token) for token in tokens - {UNASKED}):
-                absent = sorted(rank for rank in self._members if not entry.queues.get(rank))
-                return [f"worker {rank} (round {entry.rounds + 1} of key {entry.value.spec.key!r})" for rank in absent]
+                _, absent = self._next_round(entry, [rank for rank, queue in entry.queues.items() if queue])
+                where = f"round {entry.rounds + 1} of key {entry.value.spec.key!r}"
+                return [f"worker {rank} ({where})" for rank in sorted(absent)]
         return []
 
     def _all(self) -> Iterable[Entry]:

@@ -28,7 +28,7 @@ ENDED = {"left": WorkerLeft, "finished": WorkerFinished}
 class Office:
     """What ``BurstStore`` and ``Service`` use of a Postoffice."""
 
-    forked = again = False
+    forked = again = elastic = late = False
     memory = PLAIN
 
     def transport(self, node: int) -> str:
@@ -105,6 +105,9 @@ class Office:
 
     def check(self) -> None:
         pass
+
+    def ended(self, node: int) -> None:
+        return None
 
     def close(self) -> None:
         pass

@@ -17,6 +17,7 @@ import pytest
 import kvstore
 from kvstore import optimizer, rules
 from kvstore.server.meeting import Meeting
+from kvstore.server.members import Members
 from kvstore.server.ticket import Ticket
 from pslite.errors import (
     CheckpointError,
@@ -284,7 +285,7 @@ def ticket(rank: int) -> Ticket:
 
 
 def test_rank_0_acts_when_all_are_there_and_the_others_get_what_came_of_it() -> None:
-    meeting = Meeting(3)
+    meeting = Meeting(Members(3).due)
     one, zero, two = ticket(1), ticket(0), ticket(2)
     assert meeting.enter(one, "save") == meeting.enter(zero, "save") == []
     assert meeting.missing(lambda token: token == "of 1") == ["worker 2 (to call save)"]
@@ -297,7 +298,7 @@ def test_rank_0_acts_when_all_are_there_and_the_others_get_what_came_of_it() -> 
 
 
 def test_who_comes_again_has_given_up_the_first_time() -> None:
-    meeting = Meeting(2)
+    meeting = Meeting(Members(2).due)
     first, again, other = ticket(0), ticket(0), ticket(1)
     meeting.enter(first, "save")
     assert meeting.enter(again, "load") == [first] and isinstance(first.error, ConflictError)
@@ -307,7 +308,7 @@ def test_who_comes_again_has_given_up_the_first_time() -> None:
 @pytest.mark.parametrize("gone", [0, 1, 2])
 @pytest.mark.parametrize("before", [False, True])
 def test_a_rank_that_ends_is_not_waited_for(gone: int, before: bool) -> None:
-    meeting, error = Meeting(3), WorkerFinished(node=f"worker {gone}", reason="")
+    meeting, error = Meeting(Members(3).due), WorkerFinished(node=f"worker {gone}", reason="")
     tickets = [ticket(rank) for rank in range(3) if rank != gone]
     done = meeting.on_peer_ended(gone, error) if before else []
     for one in tickets:
@@ -319,7 +320,7 @@ def test_a_rank_that_ends_is_not_waited_for(gone: int, before: bool) -> None:
 
 @pytest.mark.parametrize("gone", [0, 1])
 def test_a_rank_that_leaves_is_not_needed_unless_it_has_the_file(gone: int) -> None:
-    meeting = Meeting(3)
+    meeting = Meeting(Members(3).due)
     tickets = {rank: ticket(rank) for rank in range(3) if rank != gone}
     done = [t for one in tickets.values() for t in meeting.enter(one, "save")]
     assert done == []
@@ -331,7 +332,7 @@ def test_a_rank_that_leaves_is_not_needed_unless_it_has_the_file(gone: int) -> N
 
 
 def test_rank_0_ends_while_it_acts() -> None:
-    meeting, error = Meeting(2), WorkerFinished(node="worker 0", reason="")
+    meeting, error = Meeting(Members(2).due), WorkerFinished(node="worker 0", reason="")
     zero, one = ticket(0), ticket(1)
     meeting.enter(zero, "save")
     assert meeting.enter(one, "save") == [zero]

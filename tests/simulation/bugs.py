@@ -101,8 +101,8 @@ def rounds_are_counted() -> Patches:
         def advance(self: Store, entry: Entry) -> Any:
             done = real(self, entry)
             queues = entry.queues
-            while self.settings.sync and sum(map(len, queues.values())) >= len(self._members):
-                taken = [q.popleft() for q in queues.values() for _ in range(len(q))][: len(self._members)]
+            while self.settings.sync and sum(map(len, queues.values())) >= len(self.members.needed):
+                taken = [q.popleft() for q in queues.values() for _ in range(len(q))][: len(self.members.needed)]
                 done += self._apply(entry, [c for c in taken if c.content is not None]) if taken else []
             return done
 
