@@ -117,10 +117,12 @@ class Agent:
             match order["do"]:
                 case "start":
                     self._start(order)
+                case "add":
+                    self._add(order["process"])
                 case "kill":
                     for child in self._children:
                         if child.id == order["id"]:
-                            child.kill(order["pid"])
+                            child.kill(order["pid"], order["signal"])
                 case "signal":
                     self._stop_restarting()
                     self._signal_groups(order["signal"])
@@ -167,18 +169,30 @@ class Agent:
         if self._max_restarts:
             self._limits = allow_many_descriptors()
         for process in order["processes"]:
-            keeps = self._max_restarts and process["role"] == "server" and not self._replicas
-            self._children.append(Child(process, Keeper(partial(self._notice, process["rank"])) if keeps else None))
-        if order["keys"] and not self._make_keys(self._rendezvous):
+            self._adopt(process)
+        if order["keys"] and not self._make_keys(self._rendezvous, order["workers"]):
             return
         for child in self._children:
             self._launch(child, self._rendezvous)
             self._write_processes(self._rendezvous)
 
-    def _make_keys(self, rendezvous: Rendezvous) -> bool:
-        """Make the keys of this host's processes; without them none is started."""
+    def _adopt(self, process: Message) -> Child:
+        keeps = self._max_restarts and process["role"] == "server" and not self._replicas
+        child = Child(process, Keeper(partial(self._notice, process["rank"])) if keeps else None)
+        self._children.append(child)
+        return child
+
+    def _add(self, process: Message) -> None:
+        """One more process for the running job."""
+        if self._rendezvous is not None and self._kill_at is None:
+            self._launch(self._adopt(process), self._rendezvous)
+            self._write_processes(self._rendezvous)
+
+    def _make_keys(self, rendezvous: Rendezvous, workers: int) -> bool:
+        """Make the keys of this host's processes and of all workers to come; without them none is started."""
+        roles = [child.role for child in self._children]
         try:
-            self._keys = make_keys(rendezvous.directory, [child.role for child in self._children])
+            self._keys = make_keys(rendezvous.directory, roles + ["worker"] * (workers - roles.count("worker")))
         except KeysFailed as error:
             for child in self._children:
                 child.exit = 1

@@ -133,10 +133,10 @@ class Child:
                 continue
             yield pipe.stream, pipe.splitter.feed(b"", final=True)
 
-    def kill(self, pid: int) -> None:
-        """Kill this process itself, unless it has ended and the number belongs to another one."""
+    def kill(self, pid: int, signum: int) -> None:
+        """Signal this process itself, unless it has ended and the number belongs to another one."""
         if self.pid == pid and self.exit is None:
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, signum)
 
     def clear_away(self) -> None:
         """Forget the process that has ended, for another one is to take its place."""

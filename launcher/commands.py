@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from . import cli, keys, local
+from . import cli, keys, local, scale
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,6 +76,7 @@ def _help() -> str:
 
 _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "launch": (_launch, "start a scheduler, servers and workers (the same as pslite-launch)"),
+    "scale": (scale.main, "change how many workers a running job has, if it was started with --elastic"),
     "bench": (
         partial(_become, "kvstore.bench"),
         "measure rounds of push and pull, also against peers and against what memory allows",

@@ -64,10 +64,17 @@ class Prefixer:
     """Marks lines with who wrote them, aligned: ``[worker 0]  text``, ``[scheduler] text``."""
 
     def __init__(self, processes: Sequence[ProcessSpec], *, prefix: bool, timestamps: bool) -> None:
-        self._timestamps = timestamps
-        width = max(len(p.label) for p in processes) + 2
-        self._labels = [f"[{p.label}]".ljust(width) + " " if prefix else "" for p in processes]
-        self._colors = [_ROLE_COLORS.get(p.role, _WORKER_COLORS[p.rank % len(_WORKER_COLORS)]) for p in processes]
+        self._timestamps, self._prefix = timestamps, prefix
+        self._width = max(len(p.label) for p in processes) + 2
+        self._labels: list[str] = []
+        self._colors: list[str] = []
+        for process in processes:
+            self.add(process)
+
+    def add(self, process: ProcessSpec) -> None:
+        """One more process."""
+        self._labels.append(f"[{process.label}]".ljust(self._width) + " " if self._prefix else "")
+        self._colors.append(_ROLE_COLORS.get(process.role, _WORKER_COLORS[process.rank % len(_WORKER_COLORS)]))
 
     def line(self, index: int, text: str, color: bool, now: float) -> str:
         """The line to show; ``now`` is seconds since the epoch."""
@@ -84,6 +91,10 @@ class Tails:
 
     def __init__(self, count: int) -> None:
         self._lines: list[deque[str]] = [deque(maxlen=_TAIL) for _ in range(count)]
+
+    def grow(self) -> None:
+        """One more process."""
+        self._lines.append(deque(maxlen=_TAIL))
 
     def add(self, index: int, lines: Sequence[str]) -> None:
         """Remember these, forget the oldest."""
@@ -106,14 +117,19 @@ class LogFiles:
 
     def __init__(self, directory: str, job: str, processes: Sequence[ProcessSpec]) -> None:
         root = Path(directory)
+        self._job = root / job
         self._files: list[dict[str, TextIO]] = []
         for process in processes:
-            folder = root / job / process.label.replace(" ", "-")
-            folder.mkdir(parents=True)
-            self._files.append({stream: _open(folder / f"{stream}.log") for stream in ("stdout", "stderr")})
+            self.add(process)
         fresh = root / f".latest-{job}"
         fresh.symlink_to(job)
         os.replace(fresh, root / "latest")
+
+    def add(self, process: ProcessSpec) -> None:
+        """One more process."""
+        folder = self._job / process.label.replace(" ", "-")
+        folder.mkdir(parents=True)
+        self._files.append({stream: _open(folder / f"{stream}.log") for stream in ("stdout", "stderr")})
 
     def write(self, index: int, stream: str, lines: Sequence[str]) -> None:
         """Append, without a prefix."""

@@ -42,6 +42,7 @@ class Options:
     max_restarts: int = 0
     replicas: int = 0
     on_worker_lost: str | None = None
+    elastic: tuple[int, int] | None = None  # workers that the job begins with, and how many there may be at a time
     p3: bool = False
     checkpoint_dir: str | None = None
     checkpoint_every: float | None = None
@@ -66,6 +67,12 @@ def parse(argv: Sequence[str], prog: str) -> Options:
             parser.error(f"{option} needs --launcher ssh, which is not available in this version; {_SEVERAL_HOSTS}")
     if not args.checkpoint_dir and (args.checkpoint_every or args.checkpoint_keep or args.resume):
         parser.error("--checkpoint-every, --checkpoint-keep and --resume need --checkpoint-dir")
+    if args.num_workers is None:
+        if args.elastic is None:
+            parser.error("the following arguments are required: -n/--num-workers")
+        args.num_workers = args.elastic[0]
+    if args.elastic and not args.elastic[0] <= args.num_workers <= args.elastic[1]:
+        parser.error(f"-n {args.num_workers} is not in the range of --elastic {args.elastic[0]}:{args.elastic[1]}")
     num_servers = args.num_workers if args.num_servers is None else args.num_servers
     if args.replicas >= num_servers:
         parser.error("--replicas 1 needs another server that has the replica: give -s 2 or more")
@@ -89,6 +96,7 @@ def parse(argv: Sequence[str], prog: str) -> Options:
         max_restarts=args.max_restarts,
         replicas=args.replicas,
         on_worker_lost=args.on_worker_lost,
+        elastic=args.elastic,
         p3=args.p3,
         checkpoint_dir=args.checkpoint_dir,
         checkpoint_every=args.checkpoint_every,
@@ -122,7 +130,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _add_processes(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("-n", "--num-workers", type=_count, required=True, metavar="N", help="number of workers")
+    group.add_argument("-n", "--num-workers", type=_count, metavar="N", help="number of workers")
     group.add_argument(
         "-s", "--num-servers", type=_count, metavar="N", help="number of servers (default: as many as workers)"
     )
@@ -165,6 +173,13 @@ def _add_processes(group: argparse._ArgumentGroup) -> None:
         choices=("raise", "wait", "shrink"),
         help="when a worker dies: end the job, wait for it to be started again, or go on without it (default: wait "
         "with --max-restarts, else raise; sets PSLITE_ON_WORKER_LOST)",
+    )
+    group.add_argument(
+        "--elastic",
+        type=_range,
+        metavar="MIN:MAX",
+        help="workers may join the running job: it begins with MIN of the N (default: MIN) that are started, and "
+        "`pslite scale` starts or ends some (sets PSLITE_MAX_WORKERS)",
     )
     group.add_argument("--dry-run", action="store_true", help="print what would be started, and start nothing")
     group.add_argument("--format", choices=("text", "json"), help="of --dry-run (default: text)")
@@ -220,6 +235,13 @@ def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number that is at least 1")
     return int(text)
+
+
+def _range(text: str) -> tuple[int, int]:
+    least, colon, most = text.partition(":")
+    if not (colon and least.isdigit() and most.isdigit() and text.isascii() and 1 <= int(least) <= int(most)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not MIN:MAX, two numbers that are at least 1")
+    return int(least), int(most)
 
 
 def _restarts(text: str) -> int:

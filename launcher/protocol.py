@@ -3,10 +3,11 @@
 Orders, to the agent:
 
     {"do": "start", "job": ID, "transport": "ipc" | "tcp", "keys": BOOL, "grace": SECONDS, "max_restarts": N,
-        "shrinks": BOOL, "replicas": N,
+        "shrinks": BOOL, "replicas": N, "workers": N,         the last: for how many workers there are to be keys
         "processes": [{"id", "role", "rank", "host", "argv", "env"}]}         once, first
+    {"do": "add", "process": {...}}         one more, while the job runs
     {"do": "signal", "signal": N}         to all process groups; from the first one on nothing is started again
-    {"do": "kill", "id", "pid"}         this process, unless it has ended
+    {"do": "kill", "id", "pid", "signal": N}         to this process itself, unless it has ended
 
 Events, to the launcher. Each process has one "failed", or one "started" and later one "exited". Between these two there
 may be "died", each followed by another "started" or by "failed":

@@ -13,13 +13,20 @@ _BACKLOG = 512
 _LONGEST_PARENT = 40
 
 
+PREFIX = "pslite-"  # of the names of jobs' directories
+
+
+def parent() -> str:
+    """Where the directories of jobs are."""
+    found = tempfile.gettempdir()
+    return found if len(os.fsencode(found)) <= _LONGEST_PARENT else "/tmp"
+
+
 class Rendezvous:
     """Opened by the agent before any process starts, so the address is known and nobody races for a port."""
 
     def __init__(self, job: str, transport: str) -> None:
-        parent = tempfile.gettempdir()
-        parent = parent if len(os.fsencode(parent)) <= _LONGEST_PARENT else "/tmp"
-        self.directory = Path(tempfile.mkdtemp(prefix="pslite-", dir=parent))
+        self.directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent()))
         self._listener = socket.socket(socket.AF_INET if transport == "tcp" else socket.AF_UNIX)
         if transport == "tcp":
             self._listener.bind(("127.0.0.1", 0))

@@ -5,16 +5,19 @@ from __future__ import annotations
 import select
 import signal
 import time
+from typing import Any
 
 from . import local
 from .console import Console
+from .control import Control
 from .error_record import ErrorRecord
 from .link import AgentLink
 from .logs import LogFiles, Prefixer, Tails
 from .protocol import Message
 from .report import final_report
+from .scaling import change
 from .signals import SignalPipe
-from .spec import JobSpec
+from .spec import JobSpec, ProcessSpec
 from .supervise import Action, Kill, Say, Send, Supervisor
 
 _PAUSE_AT = 1 << 18  # bytes of output the terminal has not taken: then agents, and in turn processes, wait
@@ -40,6 +43,7 @@ class Job:
         now = time.monotonic()
         self._supervisor = Supervisor(spec.processes, grace, now, spec.max_restarts, spec.shrinks, spec.replicas)
         self._agents: list[AgentLink] = []
+        self._control: Control | None = None  # of an elastic job that runs
         self._ending = False  # the agents were told to end
         self._directories: dict[str, str] = {}  # by host: for cleaning up after an agent that died
 
@@ -72,11 +76,14 @@ class Job:
             order = {"do": "start", "job": self._job, "transport": self._spec.transport, "keys": self._spec.keys}
             order |= {"grace": self._grace, "max_restarts": self._spec.max_restarts, "shrinks": self._spec.shrinks}
             order["replicas"] = self._spec.replicas
-            order["processes"] = mine
+            order |= {"workers": self._spec.elastic.most if self._spec.elastic else 0, "processes": mine}
             agent.send(order)
 
     def _end_orders(self) -> None:
         self._ending = True
+        if self._control is not None:
+            self._control.close()
+            self._control = None
         for agent in self._agents:
             agent.end_orders()
 
@@ -89,6 +96,8 @@ class Job:
         poller.register(signals, select.POLLIN)
         if blocked is not None:
             poller.register(blocked, select.POLLOUT)
+        if self._control is not None:
+            poller.register(self._control, select.POLLIN)
         # Once the job is being stopped, its ends matter more than the memory that its last words take.
         if self._console.pending < _PAUSE_AT or self._supervisor.cause is not None:
             for agent in self._agents:
@@ -97,6 +106,8 @@ class Job:
         if signals.fileno() in ready:
             for signum in signals.read():
                 self._act(self._supervisor.signalled(signum, time.monotonic()))
+        if self._control is not None and self._control.fileno() in ready:
+            self._control.serve(self._scale)
         for agent in list(self._agents):
             if agent.fileno() in ready:
                 self._receive(agent)
@@ -126,6 +137,7 @@ class Job:
         match event["event"]:
             case "opened":
                 self._directories[host] = event["directory"]
+                self._take_requests(event["directory"])
             case "started":
                 self._supervisor.started(event["id"], event["pid"])
             case "output":
@@ -142,6 +154,37 @@ class Job:
                 self._act(self._supervisor.exited(event["id"], event["code"], now, record))
             case "failed":
                 self._act(self._supervisor.could_not_start(event["id"], event["error"], event["code"], now))
+
+    def _take_requests(self, directory: str) -> None:
+        if self._spec.elastic is not None and self._control is None:
+            self._control = Control(directory)
+            least, most = self._spec.elastic.least, self._spec.elastic.most
+            self._say(f"{least} to {most} workers: pslite scale --job {directory} --workers N")
+
+    def _scale(self, request: dict[str, Any]) -> str:
+        """Carry out a request that came while the job runs; returns what to answer. Raises UsageError."""
+        planned = change(self._spec, self._supervisor, request)
+        for spec in planned.start:
+            self._start(spec)
+        for process in planned.end:
+            process.ending = True
+            order = {"do": "kill", "id": self._supervisor.processes.index(process), "pid": process.pid}
+            self._order_to(process.spec.host, order | {"signal": planned.signum})
+        self._say(planned.text)
+        return planned.text
+
+    def _start(self, spec: ProcessSpec) -> None:
+        index = self._supervisor.add(spec)
+        self._tails.grow()
+        self._prefixer.add(spec)
+        if self._files:
+            self._files.add(spec)
+        self._order_to(spec.host, {"do": "add", "process": {"id": index} | spec.as_dict()})
+
+    def _order_to(self, host: str, order: Message) -> None:
+        for agent in self._agents:
+            if agent.host == host:
+                agent.send(order)
 
     def _output(self, index: int, stream: str, lines: list[str]) -> None:
         if stream == "stderr":
@@ -163,9 +206,8 @@ class Job:
                     for agent in self._agents:
                         agent.send({"do": "signal", "signal": signum})
                 case Kill(index, pid):
-                    for agent in self._agents:
-                        if agent.host == self._spec.processes[index].host:
-                            agent.send({"do": "kill", "id": index, "pid": pid})
+                    order = {"do": "kill", "id": index, "pid": pid, "signal": signal.SIGKILL}
+                    self._order_to(self._supervisor.processes[index].spec.host, order)
                 case Say(text):
                     self._say(text)
 

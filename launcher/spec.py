@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ JOB_VARIABLES = frozenset(
     (
         *("DMLC_ROLE", "DMLC_NUM_WORKER", "DMLC_NUM_SERVER", "DMLC_JOB_CLUSTER"),
         *("DMLC_RANK", "DMLC_TASK_ID", "DMLC_WORKER_ID", "DMLC_SERVER_ID", "RANK", "WORLD_SIZE", "LOCAL_RANK"),
-        *("PSLITE_MAX_RESTARTS", "PSLITE_RESTARTS", "PSLITE_KEEPER_FD", "PSLITE_REPLICAS"),
+        *("PSLITE_MAX_RESTARTS", "PSLITE_RESTARTS", "PSLITE_KEEPER_FD", "PSLITE_REPLICAS", "PSLITE_MAX_WORKERS"),
         *SET_AT_START,
     )
 )
@@ -63,6 +63,15 @@ class ProcessSpec:
 
 
 @dataclass(frozen=True)
+class Elastic:
+    """How many workers a job may have at a time, and what to start for one more."""
+
+    least: int  # it begins with these
+    most: int
+    worker: Callable[[int], ProcessSpec]  # by rank
+
+
+@dataclass(frozen=True)
 class JobSpec:
     """All processes of a job, in the order in which they start."""
 
@@ -73,6 +82,7 @@ class JobSpec:
     max_restarts: int = 0  # of each process that a signal ended
     shrinks: bool = False  # when a signal ends a worker the others go on without it
     replicas: int = 0  # when a signal ends a server another one goes on for it
+    elastic: Elastic | None = None  # workers may join the running job
 
 
 def plan(options: Options, environ: Mapping[str, str], import_root: str | None = None) -> JobSpec:
@@ -93,7 +103,12 @@ def plan(options: Options, environ: Mapping[str, str], import_root: str | None =
     server_argv = options.server_command or options.command
     processes = [_process("scheduler", 0, server_argv, common)]
     processes += [_process("server", rank, server_argv, servers) for rank in range(options.num_servers)]
-    processes += [_worker(rank, options, workers) for rank in range(options.num_workers)]
+
+    def worker(rank: int) -> ProcessSpec:
+        return _worker(rank, options, workers)
+
+    processes += [worker(rank) for rank in range(options.num_workers)]
+    elastic = None if options.elastic is None else Elastic(*options.elastic, worker)
     tcp, open_to_all = (
         common.get(name, environ.get(name, "")).strip().lower() == value
         for name, value in (("PSLITE_TRANSPORT", "tcp"), ("PSLITE_SECURITY", "none"))
@@ -102,13 +117,12 @@ def plan(options: Options, environ: Mapping[str, str], import_root: str | None =
         notices.append("PSLITE_SECURITY=none: whoever can connect to this host can read and change the model")
     listens, keys = "tcp" if tcp else "ipc", tcp and not open_to_all
     shrinks = options.on_worker_lost == "shrink"
-    return JobSpec(
-        tuple(processes), listens, keys, tuple(notices), options.max_restarts, shrinks, options.replicas
-    )
+    restarts, replicas = options.max_restarts, options.replicas
+    return JobSpec(tuple(processes), listens, keys, tuple(notices), restarts, shrinks, replicas, elastic)
 
 
 def _common(options: Options, environ: Mapping[str, str], import_root: str | None) -> Iterator[tuple[str, str]]:
-    yield "DMLC_NUM_WORKER", str(options.num_workers)
+    yield "DMLC_NUM_WORKER", str(_at_the_start(options))
     yield "DMLC_NUM_SERVER", str(options.num_servers)
     yield "DMLC_JOB_CLUSTER", options.launcher
     yield "PYTHONUNBUFFERED", "1"
@@ -118,6 +132,8 @@ def _common(options: Options, environ: Mapping[str, str], import_root: str | Non
         yield "PSLITE_MAX_RESTARTS", str(options.max_restarts)
     if options.replicas:
         yield "PSLITE_REPLICAS", str(options.replicas)
+    if options.elastic is not None:
+        yield "PSLITE_MAX_WORKERS", str(options.elastic[1])
     if options.on_worker_lost is not None:
         yield "PSLITE_ON_WORKER_LOST", options.on_worker_lost
     if options.p3:
@@ -134,6 +150,11 @@ def _common(options: Options, environ: Mapping[str, str], import_root: str | Non
         yield "PYTHONPATH", f"{import_root}:{inherited}" if inherited else import_root
 
 
+def _at_the_start(options: Options) -> int:
+    """How many workers the job begins with; in an elastic one the others join it."""
+    return options.num_workers if options.elastic is None else options.elastic[0]
+
+
 def _process(role: str, rank: int, argv: Sequence[str], env: dict[str, str]) -> ProcessSpec:
     own = {"DMLC_ROLE": role}
     if role == "server":
@@ -146,7 +167,7 @@ def _worker(rank: int, options: Options, env: dict[str, str]) -> ProcessSpec:
         "DMLC_ROLE": "worker",
         "DMLC_WORKER_ID": str(rank),
         "RANK": str(rank),
-        "WORLD_SIZE": str(options.num_workers),
+        "WORLD_SIZE": str(_at_the_start(options)),
         "LOCAL_RANK": str(rank),
     }
     return ProcessSpec("worker", rank, "localhost", options.command, own | env)

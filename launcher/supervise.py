@@ -30,6 +30,8 @@ class Process:
     restarts: int = 0  # how often it was started again
     dropped: bool = False  # a signal ended it, and the others go on without it
     lost: bool = False  # it was to be killed, because it exists but does not answer
+    late: bool = False  # it was started when the job ran
+    ending: bool = False  # it was told to end, and the others go on without it
 
     @property
     def where(self) -> str:
@@ -128,6 +130,11 @@ class Supervisor:
 
     # Events
 
+    def add(self, spec: ProcessSpec) -> int:
+        """One more process is being started; returns its index."""
+        self.processes.append(Process(spec, late=True))
+        return len(self.processes) - 1
+
     def started(self, index: int, pid: int) -> None:
         """A process runs."""
         self.processes[index].pid = pid
@@ -163,6 +170,9 @@ class Supervisor:
         process.exit, process.ended, process.record = code, now, record
         if self.cause is not None:
             return []
+        if process.late and record is not None and record.error.startswith("JoinError"):
+            process.dropped = True
+            return [Say(f"{process.where} did not join: {record.error}"), *self._at_end(now)]
         if self._can_do_without(process):
             process.dropped = True
             died = f"{process.where} died: {signal_text(-code)}"

@@ -12,7 +12,7 @@ OPTIONS = {
     *("-n", "--num-workers", "-s", "--num-servers", "--server-command", "--start-timeout", "--grace", "--dry-run"),
     "--max-restarts",
     "--replicas",
-    "--on-worker-lost",
+    *("--on-worker-lost", "--elastic"),
     *("--format", "-h", "--help", "--launcher", "-H", "--hostfile", "--sync-dst-dir"),
     *("--env", "--env-server", "--env-worker", "--log-dir", "--color", "--no-prefix", "--timestamps", "--p3"),
     *("--checkpoint-dir", "--checkpoint-every", "--checkpoint-keep", "--resume"),
@@ -79,6 +79,10 @@ def test_the_launchers_options_after_the_command_are_the_commands() -> None:
         (["-n", "1", "--server-command", "a 'b", "python"], "No closing quotation"),
         (["-n", "1", "--server-command", " ", "python"], "the command is empty"),
         (["-n", "1", "--format", "json", "python"], "--format needs --dry-run"),
+        (["--elastic", "3", "python"], "'3' is not MIN:MAX, two numbers that are at least 1"),
+        (["--elastic", "3:2", "python"], "'3:2' is not MIN:MAX"),
+        (["--elastic", "0:2", "python"], "'0:2' is not MIN:MAX"),
+        (["--elastic", "2:3", "-n", "4", "python"], "-n 4 is not in the range of --elastic 2:3"),
     ],
 )
 def test_mistakes_are_named(capsys: pytest.CaptureFixture[str], arguments: list[str], text: str) -> None:

@@ -42,6 +42,16 @@ def test_servers_and_scheduler_have_no_torch_rank(label: str) -> None:
     assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK", "DMLC_WORKER_ID"} & processes("-n", "2")[label].env.keys()
 
 
+def test_an_elastic_job_begins_with_the_least_number_of_workers() -> None:
+    found = processes("--elastic", "2:5", "-n", "3", "-s", "1")
+    assert list(found) == ["scheduler", "server 0", "worker 0", "worker 1", "worker 2"]
+    for process in found.values():
+        assert (process.env["DMLC_NUM_WORKER"], process.env["PSLITE_MAX_WORKERS"]) == ("2", "5")
+    assert found["worker 2"].env["WORLD_SIZE"] == "2"
+    assert "PSLITE_MAX_WORKERS" not in processes("-n", "2")["scheduler"].env
+    assert "worker 1" in processes("--elastic", "2:5", "-s", "1")
+
+
 def test_a_server_knows_its_rank() -> None:
     assert processes("-n", "1", "-s", "2")["server 1"].env["DMLC_SERVER_ID"] == "1"
 

@@ -1,0 +1,93 @@
+"""The socket in a job's directory by which the launcher takes requests while the job runs: one line of JSON each way.
+
+    {"workers": 6}         how many of the launcher's workers shall run
+    {"done": TEXT} or {"error": TEXT}         the answer
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .rendezvous import PREFIX, parent
+from .spec import UsageError
+
+_NAME = "control.sock"
+_LONGEST = 4096  # bytes of a line
+_PATIENCE = 0.5  # seconds that the launcher waits for who has connected: it has a job to look after
+_WITHIN = 10.0  # seconds that a request may take
+
+
+class Control:
+    """The launcher's end. Its directory is the job's, which only this user can enter."""
+
+    def __init__(self, directory: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.bind(str(Path(directory) / _NAME))
+        self._socket.listen()
+
+    def fileno(self) -> int:
+        """Readable when somebody has connected."""
+        return self._socket.fileno()
+
+    def serve(self, act: Callable[[dict[str, Any]], str]) -> None:
+        """Take one request; ``act`` carries it out and returns what to say, or raises UsageError."""
+        with contextlib.suppress(OSError), self._socket.accept()[0] as peer:
+            peer.settimeout(_PATIENCE)
+            try:
+                answer = {"done": act(_request(_line(peer)))}
+            except UsageError as error:
+                answer = {"error": str(error)}
+            peer.sendall(json.dumps(answer).encode() + b"\n")
+
+    def close(self) -> None:
+        """Take no more."""
+        self._socket.close()
+
+
+def ask(directory: Path, request: dict[str, Any]) -> str:
+    """Have the launcher of a job carry out a request; returns what it says. Raises UsageError."""
+    try:
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.settimeout(_WITHIN)
+            peer.connect(str(directory / _NAME))
+            peer.sendall(json.dumps(request).encode() + b"\n")
+            answer = _request(_line(peer))
+    except OSError as error:
+        raise UsageError(f"the launcher of {directory} does not answer: {error.strerror or error}") from None
+    if "error" in answer:
+        raise UsageError(str(answer["error"]))
+    return str(answer.get("done", ""))
+
+
+def jobs() -> list[Path]:
+    """The directories of this user's jobs on this host that take requests."""
+    found = []
+    for path in Path(parent()).glob(f"{PREFIX}*/{_NAME}"):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as peer:
+            if path.stat().st_uid == os.getuid():
+                peer.connect(str(path))  # else its launcher is gone
+                found.append(path.parent)
+    return sorted(found)
+
+
+def _line(peer: socket.socket) -> bytes:
+    data = b""
+    while not data.endswith(b"\n") and len(data) <= _LONGEST and (more := peer.recv(_LONGEST)):
+        data += more
+    return data
+
+
+def _request(line: bytes) -> dict[str, Any]:
+    try:
+        request = json.loads(line)
+    except (ValueError, RecursionError):
+        request = None
+    if not isinstance(request, dict):
+        raise UsageError("a request is a line of JSON, an object")
+    return request
