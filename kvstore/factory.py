@@ -124,13 +124,13 @@ def _join(kind: str, config: Config) -> DistStore:
     office = Postoffice(config)
     try:
         office.start()
+        _created = True
+        _install_hooks()
+        store = open_store(kind, office)
     except JoinError as error:
         if config.max_workers:  # the launcher may have started it for a job that has ended meanwhile
             record_error(config, config.rank or 0, error)
         raise
-    _created = True
-    _install_hooks()
-    store = open_store(kind, office)
     _open.add(store)
     return store
 

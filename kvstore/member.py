@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from pslite import ALL, SERVER_GROUP, WORKER_GROUP, KVWorker, Postoffice, SimpleApp, name_of, server_id
-from pslite.errors import CheckpointError, ClosedError, PSError
+from pslite.errors import CheckpointError, ClosedError, JoinError, PSError, WorkerFinished
 
 from .base import KVStore
 from .commands import CHECKPOINT_APP, CONTROL_APP, DATA_APP, USER_APP
@@ -101,7 +101,11 @@ class Member(KVStore):
         late = self._ask_who_is_due(self._step)
         with self._lock:
             self._team.begin(late)
-        self._ask_servers("start" if self._office.late else "due", late)
+        try:
+            self._ask_servers("start" if self._office.late else "due", late)
+        except WorkerFinished as error:  # the others have come to their end before this one's first step
+            self._office.leave("left")
+            raise JoinError(node=self._office.name, reason=f"the job is ending: {error.node} has finished") from None
 
     def _begin_step(self, step: int) -> None:
         """Number the pushes to come; the lock is held."""

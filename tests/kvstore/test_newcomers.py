@@ -244,6 +244,18 @@ def test_who_comes_to_a_job_that_ends_is_told_so() -> None:
         ending.result(20)
 
 
+def test_who_would_begin_when_the_others_have_ended_does_not_join() -> None:
+    with job(max_workers=3) as cluster:
+        first, second = run_all([lambda o=o: started(o) for o in cluster.workers])
+        third = soon(lambda: started(cluster.join()))
+        wait_until(lambda: first.status().get("worker 2") == "up")
+        closing = [soon(kv.close) for kv in (first, second)]
+        with pytest.raises(JoinError, match=r"the job is ending: worker [01] .* has finished"):
+            third.result(20)
+        for one in closing:
+            one.result(20)  # nobody has failed
+
+
 def test_in_an_asynchronous_job_a_newcomer_just_begins() -> None:
     with job("dist_async", max_workers=3) as cluster:
         first, second = run_all([lambda o=o: started(o, "dist_async") for o in cluster.workers])
