@@ -84,7 +84,7 @@ class DistStore(Saver):
         try:
             if office.again:
                 self._resumed = self._ask_where_to_go_on()
-            if self._team.asks and (office.late or office.again):
+            if self._team.asks and (self._team.came_later or office.again):
                 self._join_steps()
         except BaseException as error:
             self._fail(error)

@@ -93,7 +93,7 @@ class Member(KVStore):
 
     def _join_steps(self) -> None:
         """Of a worker that came later or again: begin where it is due. A newcomer waits until the others are there."""
-        if self._office.late:
+        if self._team.came_later:
             self._start_step = max(self._start_step, self._tell_first_server("join", None))
         with self._lock:
             self._step = self._start_step
@@ -102,7 +102,7 @@ class Member(KVStore):
         with self._lock:
             self._team.begin(late)
         try:
-            self._ask_servers("start" if self._office.late else "due", late)
+            self._ask_servers("start" if self._team.came_later else "due", late)
         except WorkerFinished as error:  # the others have come to their end before this one's first step
             self._office.leave("left")
             raise JoinError(node=self._office.name, reason=f"the job is ending: {error.node} has finished") from None

@@ -17,6 +17,7 @@ class Team:
     def __init__(self, office: Postoffice, asks: bool) -> None:
         self._office = office
         self.asks = asks
+        self.came_later = office.rank >= office.num_workers  # this worker, to a running job
         self.late: dict[int, int] = {}  # by rank of who came later and is due by now: its first step
         self.live: list[int] = []
         self.begin(())

@@ -21,6 +21,7 @@ from pslite.delivery import Delivery, Pending
 from pslite.errors import (
     BarrierTimeout,
     ConfigError,
+    JoinError,
     PeerError,
     PSError,
     RendezvousTimeout,
@@ -41,7 +42,7 @@ from .placement import key_ranges
 from .recovery import Recovery, routing_id
 from .scheduler import Scheduler
 from .shell import Shell
-from .supervised import Supervised
+from .supervised import LOOK_FOR_THE_END, Supervised, has_ended
 
 log = logging.getLogger("pslite")
 
@@ -193,17 +194,8 @@ class Postoffice:
     def node_ids(self, group: int) -> list[int]:
         """The node ids of a group (a sum of 1, 2 and 4) or of one node."""
         nodes = ids.members(group, self.num_servers, self.num_workers)
-        if group >= 8 or not group & ids.WORKER_GROUP:
-            return nodes
-        return nodes + sorted(node for node in self._core.roster if self._is_late(node))
-
-    def _is_late(self, node: int) -> bool:
-        return ids.role_of(node) == "worker" and ids.rank_of(node) >= self.num_workers
-
-    @property
-    def late(self) -> bool:
-        """Whether this process is a worker that came when the job had begun."""
-        return self._is_late(self.node)
+        late = [n for n in self._core.roster if n >= ids.worker_id(self.num_workers) and ids.role_of(n) == "worker"]
+        return nodes + sorted(late) if group < 8 and group & ids.WORKER_GROUP else nodes
 
     @property
     def elastic(self) -> bool:
@@ -309,11 +301,21 @@ class Postoffice:
         self._shell.do(lambda now: self._core.join(now, *wishes))
         self._shell.start()
         limit = None if config.start_timeout is None else self._clock() + config.start_timeout + 1
-        if not self._shell.wait_until(lambda: self._core.ready, limit) and not self._ask_who_is_missing():
+        if not self._await_welcome(limit) and not self._ask_who_is_missing():
             assert self._core.joining is not None
             missing = self._core.joining.waiting_for or [f"scheduler at {config.root}"]
             raise RendezvousTimeout(missing=missing, seconds=config.start_timeout)
         self._shell.do(lambda now: self._core.connections())
+
+    def _await_welcome(self, limit: float | None) -> bool:
+        """Wait until this process is a member, or the limit; raises JoinError if the job is over."""
+        look_at = 0.0
+        while not self._core.ready and (limit is None or look_at < limit):
+            if has_ended(self.config.job_dir):
+                raise JoinError(node="this process", reason="the job has ended")
+            look_at = self._clock() + LOOK_FOR_THE_END
+            self._shell.wait_until(lambda: self._core.ready, look_at if limit is None else min(look_at, limit))
+        return self._core.ready
 
     def _ask_who_is_missing(self) -> bool:
         """The scheduler counts its time from its own start: it may be there and still wait. True if all came now."""

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from .membership import Hint
 
+LOOK_FOR_THE_END = 0.5  # seconds between two looks of a process that wants to join whether there is a job
+
 
 class Supervised:
     """The launcher's table of processes, and the scheduler's list of those it has given up.
@@ -43,3 +45,9 @@ class Supervised:
         aside = self._lost.with_suffix(".new")
         aside.write_text(json.dumps(self._reported))
         os.replace(aside, self._lost)
+
+
+def has_ended(directory: str) -> bool:
+    """Whether the launcher says that a job has ended well."""
+    table = Supervised(Path(directory)).read() if directory else []
+    return any(hint.role == "scheduler" and hint.exit == 0 for hint in table)

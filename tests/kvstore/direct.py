@@ -28,7 +28,7 @@ ENDED = {"left": WorkerLeft, "finished": WorkerFinished}
 class Office:
     """What ``BurstStore`` and ``Service`` use of a Postoffice."""
 
-    forked = again = elastic = late = False
+    forked = again = elastic = False
     memory = PLAIN
 
     def transport(self, node: int) -> str:

@@ -53,3 +53,27 @@ def test_workers_come_while_the_job_runs(short_directory: Path) -> None:
     assert sorted(int(rank) for rank, *_ in lines) == [0, 1, 2, 3], out + err
     assert len({(value, last) for _, value, last in lines}) == 1
     assert "no elastic jobs of this user" in scale(tmp, "--workers", "3").stderr
+
+
+TOO_LATE = """
+import json, os, time
+def table(role):
+    return [p for p in json.load(open(os.environ["PSLITE_JOB_DIR"] + "/processes.json")) if p["role"] == role]
+def wait_for(condition):
+    while os.environ["DMLC_ROLE"] == "worker" and not condition():
+        time.sleep(0.02)
+late = os.environ.get("DMLC_WORKER_ID") == "1"
+wait_for((lambda: table("scheduler")[0]["exit"] == 0) if late else (lambda: len(table("worker")) == 2))
+import kvstore
+kvstore.create("dist_sync").close()
+"""
+
+
+def test_who_comes_when_the_job_has_ended_does_not_make_it_fail(short_directory: Path) -> None:
+    tmp = short_directory
+    with launched("--elastic", "1:2", "-s", "1", sys.executable, "-c", TOO_LATE, TMPDIR=str(tmp)) as job:
+        wait_until(lambda: list(tmp.glob("pslite-*/control.sock")), LONGEST, "the launcher's socket")
+        assert scale(tmp, "--workers", "2").returncode == 0
+        _, err = job.communicate(timeout=LONGEST)
+    assert job.returncode == 0, err
+    assert "did not join: JoinError: this process cannot join: the job has ended" in err
