@@ -115,6 +115,7 @@ class Scheduler:
         if not member.here and not isinstance(member.error, WorkerFinished):
             return JoinError(node=member.name, reason=f"it was taken for dead: {member.error}")
         member.link = hello.link
+        self.membership.heard(hello.node)
         return self.membership.table()
 
     def _recover(self, recovery: Recovery, now: float) -> Step:

@@ -11,7 +11,7 @@ from hypothesis import given
 from pslite import ids
 from pslite.errors import PeerLost, PSError, WorkerFinished
 from pslite.postoffice.barrier import Answer, Barriers
-from pslite.postoffice.membership import Hint, Membership, Policy, State
+from pslite.postoffice.membership import BEAT_INTERVAL, Hint, Membership, Policy, State
 from pslite.postoffice.recovery import HELLO_WITHIN, START_WITHIN, Recollection, Recovery, routing_id
 from pslite.postoffice.roster import Peer
 from pslite.postoffice.scheduler import Scheduler, Step
@@ -167,6 +167,20 @@ def test_two_that_were_not_welcomed_do_not_wait_for_each_other() -> None:
     [welcome] = job.scheduler.acknowledged(WORKERS[1], 100 + WORKERS[1], WORKERS[0]).answers
     assert welcome.request is second
     assert job.state(WORKERS[1]) == State.UP
+
+
+def test_a_member_whose_connection_breaks_again_and_again_is_not_taken_for_dead() -> None:
+    """Each look finds no connection, and each time it comes back and says HELLO."""
+    job = Successor()
+    for node in NODES:
+        job.hello(node, 0.1)
+    now = 0.1
+    for _ in range(8):
+        job.membership.on_unreachable(b"link%d" % WORKERS[0], now)
+        job.hello(WORKERS[0], now + BEAT_INTERVAL / 2)
+        now += BEAT_INTERVAL
+        job.scheduler.on_timer(now)
+        assert job.state(WORKERS[0]) == State.UP
 
 
 # Barriers: three nodes come to one after the other; schedulers die, and some answers with them
