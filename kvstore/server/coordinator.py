@@ -24,6 +24,7 @@ class _Running:
     asked: list[Ticket]  # who waits for it
     stamps: dict[int, Stamp] = field(default_factory=dict)  # by server: its part is there
     fetched: int = 0
+    whole: bool = False  # all parts are there, and durable: nothing is missing but the manifest
 
 
 class Coordinator:
@@ -55,7 +56,8 @@ class Coordinator:
     def begin(self, now: float) -> Id | None:
         """The checkpoint that all servers are to begin now, if one is wanted and none is under way."""
         running = self._running
-        if running is not None and self._within is not None and now - running.since > self._within:
+        late_at = float("inf") if running is None or self._within is None else running.since + self._within
+        if running is not None and not running.whole and now > late_at:
             late = ", ".join(self._absent(running))
             self.fail(running.id, CheckpointError(path=str(running.id), reason=f"after {self._within:g} s {late}"))
         if self._running is not None or not self._due:
@@ -77,6 +79,7 @@ class Coordinator:
             reason = "not all keys of the checkpoint that the job goes on from are initialised yet"
             self.fail(id, CheckpointError(path=str(id), reason=reason))
             return None
+        running.whole = True
         return [running.stamps[rank] for rank in range(self._servers)]
 
     def complete(self, id: Id, path: str) -> None:
@@ -85,9 +88,12 @@ class Coordinator:
             self.written, self.path, self.error = self.written + 1, path, None
             self._end(path, None)
 
-    def fail(self, id: Id, error: PSError) -> bool:
-        """It cannot be written; whether that is news."""
-        if self._running is None or self._running.id != id:
+    def fail(self, id: Id, error: PSError, of_files: bool = False) -> bool:
+        """It cannot be written; whether that is news.
+
+        ``of_files``: our own. When all parts are there it does not matter any more what becomes of the other servers.
+        """
+        if self._running is None or self._running.id != id or (self._running.whole and not of_files):
             return False
         self.failed += 1
         self.error = str(error)

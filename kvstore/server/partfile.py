@@ -54,6 +54,7 @@ class PartFile:
         """Remove this server's part of a checkpoint that will not be complete."""
         if self._name == id.part(self._server):
             self.close()
+        self._directory.remove(id.manifest)  # first: it may have its name, and not be durable
         self._directory.remove(id.part(self._server))
 
     def complete(self, id: Id, stamps: list[Stamp], keep: int) -> str:

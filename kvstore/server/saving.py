@@ -202,11 +202,11 @@ class Saving:
         log.info("checkpoint %s is written", path)
         self._decide()
 
-    def _fail(self, id: Id, error: PSError) -> None:
+    def _fail(self, id: Id, error: PSError, of_files: bool = False) -> None:
         """A checkpoint cannot be written: the servers remove their parts, and training goes on."""
         if self._coordinator is None:
             self._app.request(0, ["failed", [id, error.to_wire()]], server_id(0))
-        elif self._coordinator.fail(id, error):
+        elif self._coordinator.fail(id, error, of_files):
             self._app.request(0, ["drop", [id]], SERVER_GROUP)
             level, self._warned = logging.INFO if self._warned else logging.WARNING, True
             log.log(level, "no checkpoint was written, training goes on: %s", error)
@@ -250,7 +250,7 @@ class Saving:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
             reason = f"part {self._office.rank} cannot be written: {reason}"
             error = CheckpointError(path=self._directory.path, reason=reason)
-        self._fail(id, error)
+        self._fail(id, error, of_files=True)
 
     # -- the thread of files ------------------------------------------------------------------------------------------
 

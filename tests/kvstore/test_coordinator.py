@@ -123,3 +123,25 @@ def test_whatever_happens(steps: list[tuple[str, int, int]]) -> None:
         assert (ticket.body is None) != (ticket.error is None)
         if ticket.body is not None:
             assert ticket.body in [str(id) for id in begun[asked[ticket.token] :]], "it began before it was asked for"
+
+
+def test_a_server_that_dies_when_all_parts_are_there_harms_nothing() -> None:
+    """The manifest may be there already: without the parts it would be one of nothing."""
+    coordinator, id = started()
+    for server in range(SERVERS):
+        stamps = coordinator.on_part(server, id, STAMPS[server], 0)
+    assert stamps == STAMPS
+    assert not coordinator.fail(id, PSError("server 1 died"))
+    coordinator.on_server_ended(PSError("server 1 died"))  # type: ignore[arg-type]
+    coordinator.ask()
+    assert coordinator.begin(1000.0) is None, "it is still under way"
+    coordinator.complete(id, "path")
+    assert (coordinator.written, coordinator.failed) == (1, 0)
+
+
+def test_a_manifest_that_cannot_be_written_fails_the_checkpoint() -> None:
+    coordinator, id = started()
+    for server in range(SERVERS):
+        coordinator.on_part(server, id, STAMPS[server], 0)
+    assert coordinator.fail(id, PSError("full"), of_files=True)
+    assert (coordinator.written, coordinator.failed) == (0, 1)
