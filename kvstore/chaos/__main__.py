@@ -12,6 +12,7 @@ from pslite.errors import ConfigError
 from . import lanes, report
 from .options import Options, parse
 from .plan import plan
+from .stores import OURS, Store, check_peer, stores
 from .trial import Outcome, Trial
 from .worker import Job
 
@@ -28,9 +29,12 @@ def main(argv: Sequence[str] | None = None, prog: str = "pslite chaos") -> int:
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception: it ends the job that runs
     try:
         options = parse(sys.argv[1:] if argv is None else argv, prog)
+        if options.peer:
+            check_peer(options.peer_python)
         sys.stderr.write(f"{prog}: --seed {options.seed}\n")
         seeds = range(options.seed, options.seed + options.trials)
-        outcomes = [_try(options, case, seed) for case in options.faults for seed in seeds]
+        tried = [(store, case, seed) for case in options.faults for seed in seeds for store in stores(options, case)]
+        outcomes = [_try(options, *each) for each in tried]
     except ConfigError as error:
         sys.stderr.write(f"{prog}: error: {error}\n")
         return 2
@@ -40,16 +44,16 @@ def main(argv: Sequence[str] | None = None, prog: str = "pslite chaos") -> int:
         signal.signal(signal.SIGTERM, previous)
     document = json.dumps(report.document(outcomes), indent=2) + "\n"
     sys.stdout.write(document if options.json else report.table(outcomes))
-    return int(not all(outcome.ok for outcome in outcomes))
+    return int(not all(outcome.ok for outcome in outcomes if outcome.store == OURS))
 
 
-def _try(options: Options, case: str, seed: int) -> Outcome:
+def _try(options: Options, store: Store, case: str, seed: int) -> Outcome:
     width = lanes.width(options.workers)
     job = Job(options.type, options.workers, tuple(width * times for times in _SIZES))
     rounds = [
         plan(case, seed, options.seconds, options.workers, options.servers, round) for round in range(options.rounds)
     ]
-    with Trial(job, options.servers, options.transport, options.launcher) as trial:
+    with Trial(job, store, options.within) as trial:
         return trial.run(case, seed, options.seconds, rounds, options.must_survive)
 
 

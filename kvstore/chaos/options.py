@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import secrets
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from pslite.errors import ConfigError
 from .plan import check
 
 TYPES = ("dist_sync", "dist_async")
+PEERS = ("mxnet",)
+END_WITHIN = 15.0  # seconds
 
 _DESCRIPTION = """\
 Start real jobs, kill or stop processes at random times, and compare the values
@@ -24,6 +27,7 @@ examples:
   pslite chaos --faults kill-worker+kill-server --seed 7 --json
   pslite chaos --faults pause-server --type dist_sync -- --log-dir logs
   pslite chaos --faults kill-server --rounds 10 --seconds 1 -- --max-restarts 10
+  pslite chaos --faults kill-worker --peer mxnet --peer-python mx/bin/python
 """
 
 
@@ -40,7 +44,10 @@ class Options:
     seed: int = 0
     type: str = "dist_async"
     transport: str | None = None
+    within: float = END_WITHIN
     must_survive: bool = False
+    peer: str | None = None
+    peer_python: str = sys.executable
     json: bool = False
     launcher: tuple[str, ...] = ()
 
@@ -76,8 +83,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--faults",
         default=",".join(Options.faults),
         metavar="CASE,...",
-        help="kill-, stop-, pause- or freeze- with worker, server or scheduler, several in one round joined by +, or "
-        "none (default: %(default)s)",
+        help="kill-, restart-, stop-, pause- or freeze- with worker, server or scheduler, garbage- with server or "
+        "scheduler, several in one round joined by +, or none (default: %(default)s)",
     )
     harm.add_argument("--seconds", type=float, default=10.0, metavar="S", help="length of a round (default: 10)")
     harm.add_argument(
@@ -85,8 +92,15 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     harm.add_argument("--trials", type=_count, default=1, metavar="N", help="of each case (default: 1)")
     harm.add_argument("--seed", type=int, metavar="N", help="of the first trial; the next has the next number")
+    within = "in which all must go on after a fault, and end when told to, or it hangs (default: 15)"
+    harm.add_argument("--within", type=float, default=END_WITHIN, metavar="S", help=within)
     harm.add_argument("--must-survive", action="store_true", help="it is wrong if a job ends before its time")
     harm.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    against = parser.add_argument_group("against a peer")
+    against.add_argument("--peer", choices=PEERS, help="do the same to jobs of this store, in turn with ours")
+    against.add_argument(
+        "--peer-python", default=sys.executable, metavar="PATH", help="the peer's interpreter (default: this one)"
+    )
     return parser
 
 

@@ -11,12 +11,16 @@ from pslite.errors import ConfigError
 
 #: Seconds from SIGSTOP to SIGCONT: a pause is less than a peer is waited for, so that nobody may be given up.
 LASTS = {"pause": 0.4, "freeze": 5.0}
-_NAME = re.compile(r"(kill|stop|pause|freeze)-(worker|server|scheduler)")
+_NAME = re.compile(r"(kill|restart|stop|pause|freeze)-(worker|server|scheduler)|garbage-(server|scheduler)")
 
 
 @dataclass(frozen=True)
 class Injection:
-    """One fault: ``at`` seconds after all work, ``how`` is kill (SIGKILL), stop (SIGSTOP), or one of ``LASTS``."""
+    """One fault, ``at`` seconds after all work.
+
+    ``how``: kill (SIGKILL), restart (and it is started again), stop (SIGSTOP), one of ``LASTS``, or garbage (what is no
+    message comes to where it listens).
+    """
 
     at: float
     how: str
@@ -25,8 +29,8 @@ class Injection:
 
     @property
     def survivable(self) -> bool:
-        """Whether nobody may notice."""
-        return self.how == "pause"
+        """Whether the job must go on."""
+        return self.how in ("pause", "restart", "garbage")
 
     @property
     def target(self) -> str:
@@ -37,7 +41,10 @@ class Injection:
 def check(case: str) -> str:
     """The case, if it is one: ``none``, or names of faults with + between them. Raises ConfigError."""
     if case != "none" and not all(_NAME.fullmatch(name) for name in case.split("+")):
-        allowed = "give none, or kill, stop, pause or freeze and -worker, -server or -scheduler, several joined by +"
+        allowed = (
+            "give none, or kill, restart, stop, pause or freeze and -worker, -server or -scheduler, or garbage-server "
+            "or garbage-scheduler, several joined by +"
+        )
         raise ConfigError(name="--faults", value=case, allowed=allowed)
     return case
 

@@ -10,18 +10,19 @@ from typing import Any
 from .trial import Outcome
 
 _TIMES = ("detected", "recovered", "ended")
-_COLUMNS = ("case", "seeds", "trials", "faults", "pushes", "lost", "doubled", "hung", "wrong", *_TIMES)
+_COLUMNS = ("case", "store", "seeds", "trials", "faults", "pushes", "lost", "doubled", "hung", "wrong", *_TIMES)
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """A line for each case, and below it what was wrong in which trial. Times are seconds, p50/p99."""
+    """A line for each case and store, and below it what was wrong in which trial. Times are seconds, p50/p99."""
     rows = [_COLUMNS, *(_row(case) for case in summary(outcomes))]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     for outcome in outcomes:
-        lines += [f"{outcome.case}, seed {outcome.seed}: {problem}" for problem in outcome.problems]
+        trial = f"{outcome.store}, {outcome.case}, seed {outcome.seed}"
+        lines += [f"{trial}: {problem}" for problem in outcome.problems]
         if outcome.hung:
-            lines.append(f"{outcome.case}, seed {outcome.seed}: the watchdog ended it; all stacks:\n{outcome.stacks}")
+            lines.append(f"{trial}: the watchdog ended it:\n{outcome.stacks}")
     return "\n".join(lines) + "\n"
 
 
@@ -32,13 +33,16 @@ def document(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 def summary(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """Of each case the sums of its trials, and of their times in seconds [p50, p99], or None."""
-    cases = {outcome.case: [each for each in outcomes if each.case == outcome.case] for outcome in outcomes}
-    return [_summary(case, trials) for case, trials in cases.items()]
+    cases: dict[tuple[str, str], list[Outcome]] = {}
+    for outcome in outcomes:
+        cases.setdefault((outcome.case, outcome.store), []).append(outcome)
+    return [_summary(*case, trials) for case, trials in cases.items()]
 
 
-def _summary(case: str, trials: Sequence[Outcome]) -> dict[str, Any]:
+def _summary(case: str, store: str, trials: Sequence[Outcome]) -> dict[str, Any]:
     return {
         "case": case,
+        "store": store,
         "seeds": [trials[0].seed, trials[-1].seed],
         "trials": len(trials),
         "faults": sum(trial.faults for trial in trials),
@@ -62,4 +66,4 @@ def percentiles(times: Sequence[float | None]) -> list[float] | None:
 def _row(case: dict[str, Any]) -> tuple[str, ...]:
     times = ("-" if case[name] is None else "/".join(f"{time:.2f}" for time in case[name]) for name in _TIMES)
     seeds = "-".join(str(seed) for seed in dict.fromkeys(case["seeds"]))
-    return (case["case"], seeds, *(str(case[name]) for name in _COLUMNS[2:-3]), *times)
+    return (case["case"], case["store"], seeds, *(str(case[name]) for name in _COLUMNS[3:-3]), *times)

@@ -8,7 +8,6 @@ import re
 import select
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -16,15 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .findings import find
+from .garbage import throw
 from .plan import LASTS, Injection
+from .stores import OURS, Store
 from .worker import STACKS, Job
 
 START_WITHIN = 60.0  # seconds to the first acknowledged push of every worker
 DIE_WITHIN = 30.0  # seconds for a job that kills itself to do so
-END_WITHIN = 15.0  # seconds from the last fault and the order to stop to the end of the job; then it hangs
 _SUCCESSOR_WITHIN = 5.0  # seconds to wait for a process that is being started again when it shall be harmed
 _STACKS_WITHIN = 1.0  # seconds for processes to write their stacks
-_GRACE = 2  # seconds that the launcher gives a stopped process
 _POLL = 0.005  # seconds between two looks at the ledger
 _RECOVERED = 4  # pushes that were acknowledged since: more than were under way
 _LAST_WORDS = 20  # lines
@@ -39,6 +38,7 @@ class Outcome:
 
     case: str
     seed: int
+    store: str = OURS
     status: int = 0  # of the launcher
     pushes: int = 0  # acknowledged, in each key, of all workers
     lost: int = 0
@@ -50,7 +50,7 @@ class Outcome:
     deaths: list[str] = field(default_factory=list)  # those that the job has survived, as the launcher calls them
     ended: float | None = None  # the launcher ended, if the job could not go on
     problems: list[str] = field(default_factory=list)
-    stacks: str = ""  # of all processes, when the watchdog fired
+    stacks: str = ""  # the job's output when the watchdog fired, with the stacks of all processes
 
     @property
     def ok(self) -> bool:
@@ -71,21 +71,21 @@ class _Harm:
 
 
 class Trial:
-    """A running job. ``with Trial(...) as trial: outcome = trial.run(...)``; at the end nothing of it is left."""
+    """A running job. ``with Trial(...) as trial: outcome = trial.run(...)``; at the end nothing of it is left.
 
-    def __init__(self, job: Job, servers: int, transport: str | None, flags: Sequence[str]) -> None:
-        self._job = job
+    ``within``: seconds from the last fault and the order to stop to the end of the job; then it hangs.
+    """
+
+    def __init__(self, job: Job, store: Store, within: float) -> None:
+        self._job, self._store, self._within = job, store, within
         self._scratch = tempfile.TemporaryDirectory(prefix="pslite-chaos-")
         self._directory = Path(self._scratch.name)
         self._ledger = job.write(self._directory)
         self._output = self._directory / "output"
         self._harms: list[_Harm] = []
-        env = [] if transport is None else ["--env", f"PSLITE_TRANSPORT={transport}"]
-        launch = [sys.executable, "-m", "launcher", "-n", str(job.workers), "-s", str(servers), "--grace", str(_GRACE)]
-        process = [sys.executable, "-m", "kvstore.chaos.worker", str(self._directory)]
         with open(self._output, "wb") as output:
             self._launcher = subprocess.Popen(
-                [*launch, *env, *flags, *process], stdin=subprocess.DEVNULL, stdout=output, stderr=output
+                store.command(self._directory), stdin=subprocess.DEVNULL, stdout=output, stderr=output
             )
         self._ended = os.pidfd_open(self._launcher.pid)
 
@@ -107,21 +107,23 @@ class Trial:
 
         ``deaths``: also until so many processes have died; the job may be one that kills itself.
         """
-        outcome = Outcome(case, seed)
-        ranks = range(self._job.workers)
-        self._until(time.monotonic() + START_WITHIN, lambda: all(self._ledger.acked(rank).min() > 0 for rank in ranks))
-        if self._launcher.poll() is not None:
+        outcome = Outcome(case, seed, self._store.name)
+        self._until(time.monotonic() + START_WITHIN, self._all_have_pushed)
+        if self._launcher.poll() is not None or not self._all_have_pushed():
             outcome.problems.append(self._words("the job did not start"))
             return outcome
         for faults in rounds:
             self._round(faults, seconds)
         self._until(time.monotonic() + DIE_WITHIN, lambda: len(self._deaths()) >= deaths)
         self._ledger.stop = True
-        self._until(time.monotonic() + END_WITHIN)
+        self._until(time.monotonic() + self._within)
         if self._launcher.poll() is None:
             self._watchdog(outcome)
         self._judge(outcome, must_survive or all(fault.survivable for faults in rounds for fault in faults))
         return outcome
+
+    def _all_have_pushed(self) -> bool:
+        return all(self._ledger.acked(rank).min() > 0 for rank in range(self._job.workers))
 
     # -- harm ---------------------------------------------------------------------------------------------------------
 
@@ -134,16 +136,18 @@ class Trial:
             self._until(begin + fault.at)
             self._harm(fault)
         self._until(begin + seconds)
-        self._until(time.monotonic() + END_WITHIN, lambda: all(harm.recovered is not None for harm in self._harms))
+        self._until(time.monotonic() + self._within, lambda: all(harm.recovered is not None for harm in self._harms))
 
     def _harm(self, fault: Injection) -> None:
-        """Signal the process that runs in this place; its predecessor may just have been killed."""
+        """Harm the process that runs in this place; its predecessor may just have been killed."""
         marks = {rank: int(self._ledger.acked(rank).min()) for rank in range(self._job.workers)}
-        signum = signal.SIGKILL if fault.how == "kill" else signal.SIGSTOP
+        signum = signal.SIGKILL if fault.how in ("kill", "restart") else signal.SIGSTOP
         note = self._directory / f"{fault.role}{fault.rank}.pid"
         self._until(time.monotonic() + _SUCCESSOR_WITHIN, lambda: _sent(int(note.read_text()), 0))
         pid, at = int(note.read_text()), time.monotonic()
-        if _sent(pid, signum):
+        if fault.how == "garbage":
+            throw(pid)
+        if fault.how == "garbage" or _sent(pid, signum):
             self._harms.append(_Harm(fault, pid, at, marks))
             if fault.how in LASTS:
                 self._until(at + LASTS[fault.how])
@@ -169,13 +173,14 @@ class Trial:
 
     def _watchdog(self, outcome: Outcome) -> None:
         outcome.hung = True
-        for note in self._directory.glob("*.pid"):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(note.read_text()), STACKS)
-        self._until(time.monotonic() + _STACKS_WITHIN)
-        outcome.stacks = self._output.read_text(errors="replace")
+        if self._store.name == OURS:  # a peer's launcher says who still ran
+            for note in self._directory.glob("*.pid"):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(note.read_text()), STACKS)
+            self._until(time.monotonic() + _STACKS_WITHIN)
         self._launcher.terminate()
         self._launcher.wait()
+        outcome.stacks = self._output.read_text(errors="replace")
 
     # -- judgement ----------------------------------------------------------------------------------------------------
 
@@ -191,7 +196,7 @@ class Trial:
         outcome.problems += found.problems
         if outcome.status == 0:
             if must_survive and len(outcome.recovered) < outcome.faults:
-                outcome.problems.append(self._words(f"not everybody went on within {END_WITHIN:g} s after a fault"))
+                outcome.problems.append(self._words(f"not everybody went on within {self._within:g} s after a fault"))
             if found.finals != self._job.workers:
                 outcome.problems.append(f"{found.finals} of {self._job.workers} workers came to the end")
         elif not outcome.hung:

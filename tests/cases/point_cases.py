@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
 
-from kvstore.chaos.trial import Trial as Torment
 from kvstore.chaos.worker import Job
 from kvstore.checkpoint.directory import Directory
 
 from .case import Trial, case
-from .tormented import REPLICAS, SERVERS, job, trials
+from .tormented import REPLICAS, SERVERS, job, tormented, trials
 
 SERVER = (
     *("after_recv", "before_send", "before_apply", "kept_before_flip", "kept_after_flip"),
@@ -34,7 +33,7 @@ def lives(work: Job, points: Mapping[str, Sequence[str]], *flags: str) -> list[T
     text = ";".join(",".join(turn) for turn in turns)
     expected = Counter({_label(who): len(own) for who, own in points.items()})
     launcher = ["--max-restarts", str(longest), "--env", f"PS_FAILPOINTS={text}", *flags]
-    with Torment(work, SERVERS, None, launcher) as running:
+    with tormented(work, *launcher) as running:
         outcome = running.run("", 0, 0.0, [], must_survive=True, deaths=expected.total())
     if Counter(outcome.deaths) != expected:
         outcome.problems.append(f"not every point of {text} was reached: {Counter(outcome.deaths)}")

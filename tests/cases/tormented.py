@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvstore.chaos import lanes
+from kvstore.chaos.options import END_WITHIN, Options
 from kvstore.chaos.plan import Injection, plan
+from kvstore.chaos.stores import ours
 from kvstore.chaos.trial import Outcome
 from kvstore.chaos.trial import Trial as Torment
 from kvstore.chaos.worker import Job
@@ -23,6 +25,11 @@ def job(type: str, barrier_every: int = 0) -> Job:
     return Job(type, WORKERS, (width,) * 12 + (width * 600,) * 2 + (width * 30_000,), barrier_every)
 
 
+def tormented(work: Job, *flags: str) -> Torment:
+    """A job that can be harmed, under the launcher with these options."""
+    return Torment(work, ours(Options(workers=WORKERS, servers=SERVERS, launcher=flags), ""), END_WITHIN)
+
+
 def torment(faults: str, seed: int, rounds: int, work: Job, *flags: str) -> list[Trial]:
     """Harm a job so many times."""
     return inject([plan(faults, seed, SECONDS, WORKERS, SERVERS, round) for round in range(rounds)], work, *flags)
@@ -31,7 +38,7 @@ def torment(faults: str, seed: int, rounds: int, work: Job, *flags: str) -> list
 def inject(rounds: Sequence[Sequence[Injection]], work: Job, *flags: str) -> list[Trial]:
     """Do a job these faults. It must go on after each round."""
     restarts = ["--max-restarts", str(sum(map(len, rounds)))]
-    with Torment(work, SERVERS, None, [*restarts, *flags]) as running:
+    with tormented(work, *restarts, *flags) as running:
         outcome = running.run("", 0, SECONDS, rounds, must_survive=True)
     found, each = trials(outcome, len(rounds)), outcome.faults // len(rounds)
     for index, trial in enumerate(found):
