@@ -23,6 +23,7 @@ from .flow import SAY_AFTER, Window, cost
 from .wire import MAX_ACKS, Array, Flag, Kind, Link, Message, append_range, within
 
 MAX_PROBE_INTERVAL = 30.0  # seconds
+MAX_UNSAID = 16 * MAX_ACKS  # numbers of replies to name; what is left out the receiver forgets later, by ``floor``
 MAX_HELD = 1024  # messages of one sender that arrived before a predecessor
 
 
@@ -119,7 +120,8 @@ class Outbox:
         if pending is not None:
             self.probes = 0
             self.probe_at = now + self.resend_timeout if self.pending else None
-        if 0 < seq < self.next_seq:  # of a duplicate too: its bytes were under way
+        # Of a duplicate too: its bytes were under way. A peer may send them without end, though.
+        if 0 < seq < self.next_seq and len(self.acks) < MAX_UNSAID:
             append_range(self.acks, seq)
         return pending
 

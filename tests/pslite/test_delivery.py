@@ -11,7 +11,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from pslite.delivery import MAX_HELD, MAX_PROBE_INTERVAL, Delivery, Pending, Send
+from pslite.delivery import MAX_HELD, MAX_PROBE_INTERVAL, MAX_UNSAID, Delivery, Pending, Send
 from pslite.errors import PSError
 from pslite.wire import Flag, Kind, Message, decode, encode
 
@@ -392,3 +392,15 @@ def test_it_says_what_it_holds() -> None:
     server = Delivery(1, 1.0)
     server.on_request(b"w", Message(Kind.REQUEST, sender=9, incarnation=5, seq=1, floor=1))
     assert repr(server) == "<Delivery node=0 unanswered=0 parked=1 remembered=0>"
+
+
+def test_a_peer_that_answers_again_and_again_fills_no_memory() -> None:
+    worker = Delivery(incarnation=1, resend_timeout=1.0)
+    worker.open(SERVER, SERVER)
+    for _ in range(3):
+        worker.request(0.0, SERVER, Message(Kind.REQUEST), lambda reply: None)
+    for number in range(2 * MAX_UNSAID):
+        worker.on_reply(0.0, SERVER, Message(Kind.REPLY, sender=SERVER, seq=1 + 2 * (number % 2)))
+    assert len(worker._outboxes[SERVER].acks) <= MAX_UNSAID
+    _, [send] = worker.request(0.0, SERVER, Message(Kind.REQUEST), lambda reply: None)
+    assert send.message.floor == 2  # which tells the server what it may forget
