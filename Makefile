@@ -33,6 +33,8 @@ test: $(call stamp,$(EXTRAS))
 soak: $(call stamp,$(EXTRAS))
 	$(BIN)/python -m tests.simulation --count $(SOAK) --jobs $(JOBS)
 	$(BIN)/python -m tests.cases --trials soak --table --update docs/reliability.md
+	LIFE_CYCLES=200 END_CYCLES=40 FUZZ_MESSAGES=100000 $(BIN)/python -m pytest -s \
+		tests/system/test_life_cycle.py tests/system/test_ends.py tests/fuzz
 
 lint: $(call stamp,lint)
 	$(BIN)/ruff check .
