@@ -59,12 +59,18 @@ def server_killed_sync(seed: int, where: Path) -> list[Trial]:
 
 @case(3, "server with 100 MiB killed, kept, the script imports torch", quick=2, soak=100, needs=("torch",))
 def large_shard(seed: int, where: Path) -> list[Trial]:
-    times = 2
-    done = launch("-n", 1, "-s", 1, "--max-restarts", times, sys.executable, _SHARD, 100, times, "torch", where)
+    return _shards("-s", 1, "--max-restarts", 2, mib=100, times=2, module="torch", where=where)
+
+
+def _shards(*flags: object, mib: int, times: int, module: str, where: Path) -> list[Trial]:
+    done = launch("-n", 1, *flags, sys.executable, _SHARD, mib, times, module, where)
     found = [Trial(recovery=float(seconds)) for seconds in re.findall(r"recovered (\S+)", done.stdout)]
-    if done.returncode or len(found) != times:
-        found = [Trial(wrong=[done.stderr])]
-    return found
+    return found if not done.returncode and len(found) == times else [Trial(wrong=[done.stderr])]
+
+
+@case(4, "server with 100 MiB killed, replicated", quick=1, soak=100)
+def large_replicated_shard(seed: int, where: Path) -> list[Trial]:
+    return _shards("-s", 2, "--replicas", 1, mib=200, times=1, module="numpy", where=where)
 
 
 @case(4, "server killed, replicated, async", quick=1, soak=100)
