@@ -183,7 +183,7 @@ class Service:
             tickets = self.store.members.ask(Ticket(data, rank), what, value)
             if what != "begin" or len(tickets) > 1:  # else nothing has changed that a successor must know
                 self._keep_settings()
-            self._finish(tickets)
+            self._when_safe(partial(self._finish, tickets))
         elif what == "resume":
             self._when_safe(partial(app.response, data, self.store.taken(rank)))
         elif what == "profile":
