@@ -38,6 +38,7 @@ def tests(number: int, name: str, *files: str, needs: tuple[str, ...] = (), soak
 
 tests(10, "every message lost or doubled", "tests/pslite/test_every_message.py", soak=300)
 tests(11, "simulation", "tests/simulation", soak=1, SIM_SCHEDULES="20000")
+tests(22, "malformed messages and bytes on every socket", "tests/fuzz", soak=40)
 tests(
     25, "disk full, or failing, in a checkpoint; killed at every call", "tests/system/test_checkpoint_killed.py",
     needs=("strace",), EVERY_CALL="1",

@@ -27,3 +27,7 @@ def test_case(case: Case) -> None:
     wrong = [text for _, text in calls(case, case.quick, SEED) if text]
     if wrong:
         pytest.fail("\n".join(wrong), pytrace=False)
+
+
+def test_every_number_of_the_plan_has_a_case() -> None:
+    assert {case.number for case in load()} == set(range(1, 31))

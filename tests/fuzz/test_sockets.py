@@ -11,6 +11,7 @@ import pytest
 import zmq
 
 from pslite.wire import Kind, Message, Op, decode, encode
+from tests.cases.seed import SEED
 from tests.harness import wait_until
 from tests.network.hosts import ThisMachine
 from tests.network.jobs import LanesJob, listening_port, memory
@@ -24,7 +25,6 @@ pytestmark = [pytest.mark.processes, pytest.mark.slow]
 MESSAGES = 100_000
 CONNECTIONS = 5_000
 MOST = 50.0  # MiB that a process may grow
-SEED = 1
 
 
 @contextlib.contextmanager
