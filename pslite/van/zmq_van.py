@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import select
+import threading
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -55,6 +56,7 @@ _REASONS = {
     _MISMATCH: "one of the two has keys and the other has none: set PSLITE_KEY_FILE, or PSLITE_SECURITY=none, for both",
     _CLOSED: "it does not have the key that the roster says: it belongs to another job, or is not what it should be",
 }
+_ONE_AT_A_TIME = threading.Lock()  # vans of a process that begin something that is the process's
 _DONTWAIT, _DONTWAIT_MORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE)
 
 
@@ -125,8 +127,9 @@ class ZmqVan(Van):
             # A peer that comes back before we have looked at its end would be ignored for good: it takes over instead.
             self._router.setsockopt(zmq.ROUTER_HANDOVER, 1)
             self._register(self._router)
-            if not collector.is_alive():  # pyzmq's thread for large frames: there may be no memory for it later
-                collector.start()
+            with _ONE_AT_A_TIME:
+                if not collector.is_alive():  # pyzmq's thread for large frames: there may be no memory for it later
+                    collector.start()
         router = self._router
         try:
             if fd is not None:
