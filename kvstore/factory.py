@@ -11,7 +11,7 @@ import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from pslite import Config, Postoffice
 from pslite.config import ON_WORKER_LOST, role_in_job
@@ -23,6 +23,8 @@ from .local import LocalStore
 from .p3 import check_type, open_store
 from .plugins import KVStoreBase
 from .server.hosting import serve as serve_job
+from .server.orders import Orders
+from .server.places import Places
 
 log = logging.getLogger("kvstore")
 
@@ -145,6 +147,9 @@ def serve() -> None:
         return
     config = Config.from_env()
     _log_to_stderr(config)
+    orders = Orders.from_config(config) if config.role == "server" else None
+    if orders is not None:
+        _serve_places(config, Places(config, orders))
     office = Postoffice(config)
     try:
         status = serve_job(office)
@@ -153,6 +158,18 @@ def serve() -> None:
         sys.exit(130)
     if status:
         record_error(config, office.rank, office.first_failure or RuntimeError("the job failed"))
+    sys.exit(status)
+
+
+def _serve_places(config: Config, places: Places) -> NoReturn:
+    """Serve what the launcher's agent says, likewise."""
+    try:
+        status = places.serve()
+    except KeyboardInterrupt:
+        places.close()
+        sys.exit(130)
+    if status:
+        record_error(config, config.rank or 0, places.first_failure or RuntimeError("the job failed"))
     sys.exit(status)
 
 

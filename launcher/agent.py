@@ -14,16 +14,18 @@ import signal
 import sys
 import time
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 from .child import Child, Lines, adopt_orphans, reap_orphans
 from .error_record import ErrorRecord, forget_error_record, read_error_record
-from .keeper import Keeper, allow_many_descriptors
+from .keeper import allow_many_descriptors
 from .keys import KeysFailed, key_file, make_keys
 from .lost import LostList
+from .moves import Done, ScaleError
 from .protocol import Message, MessageReader, encode
 from .rendezvous import Rendezvous
+from .servers import Servers
 from .signals import SignalPipe
 from .spec import JOB_VARIABLES
 
@@ -44,6 +46,7 @@ class Agent:
         self._reader = MessageReader()
         self._children: list[Child] = []
         self._rendezvous: Rendezvous | None = None
+        self._servers: Servers | None = None  # while there are restarts: what is kept of them, and what moves
         self._max_restarts = 0  # of each process; 0 also from the moment on that the job is being ended
         self._shrinks = False  # workers that a signal ended are not started again
         self._replicas = 0  # servers that go on for one that a signal ended, which is not started again
@@ -82,12 +85,11 @@ class Agent:
         if len(self._out) < _PAUSE_AT:
             for fd in pipes:
                 poller.register(fd, select.POLLIN)
-        keepers = {keeper.fileno(): keeper for child in self._children if (keeper := child.keeper) and keeper.connected}
-        for fd, keeper in keepers.items():
-            poller.register(fd, select.POLLIN | (select.POLLOUT if keeper.wants_to_send else 0))
+        if self._servers:
+            self._servers.register(poller)
         ready = {fd for fd, _ in poller.poll(self._timeout())}
-        for fd in ready & keepers.keys():
-            keepers[fd].serve()
+        if self._servers and self._servers.serve(ready) and self._rendezvous:
+            self._write_processes(self._rendezvous)
         for fd in ready & pipes.keys():
             self._send_lines(pipes[fd], pipes[fd].read(fd))
         if self._signals.fileno() in ready:
@@ -126,6 +128,8 @@ class Agent:
                 case "signal":
                     self._stop_restarting()
                     self._signal_groups(order["signal"])
+                case "scale":
+                    self._scale(order["servers"])
 
     def _on_signals(self) -> None:
         for signum in self._signals.read():
@@ -143,6 +147,7 @@ class Agent:
 
     def _stop_restarting(self) -> None:
         self._max_restarts, self._lost = 0, None
+        self._stop_moving()
 
     def _escalate(self) -> None:
         if self._kill_at is not None and not self._killed and time.monotonic() >= self._kill_at:
@@ -168,24 +173,23 @@ class Agent:
             self._lost = LostList(self._rendezvous.directory)
         if self._max_restarts:
             self._limits = allow_many_descriptors()
-        for process in order["processes"]:
-            self._adopt(process)
+        self._children = [Child(process) for process in order["processes"]]
+        if self._max_restarts and not self._replicas:
+            servers = [child for child in self._children if child.role == "server"]
+            processes = sum(child.exit is None for child in servers)
+            self._servers = Servers(len(servers), processes, self._start_server, self._scaled, self._notice)
         if order["keys"] and not self._make_keys(self._rendezvous, order["workers"]):
             return
         for child in self._children:
-            self._launch(child, self._rendezvous)
-            self._write_processes(self._rendezvous)
-
-    def _adopt(self, process: Message) -> Child:
-        keeps = self._max_restarts and process["role"] == "server" and not self._replicas
-        child = Child(process, Keeper(partial(self._notice, process["rank"])) if keeps else None)
-        self._children.append(child)
-        return child
+            if child.exit is None:
+                self._launch(child, self._rendezvous)
+                self._write_processes(self._rendezvous)
 
     def _add(self, process: Message) -> None:
         """One more process for the running job."""
         if self._rendezvous is not None and self._kill_at is None:
-            self._launch(self._adopt(process), self._rendezvous)
+            self._children.append(Child(process))
+            self._launch(self._children[-1], self._rendezvous)
             self._write_processes(self._rendezvous)
 
     def _make_keys(self, rendezvous: Rendezvous, workers: int) -> bool:
@@ -205,13 +209,21 @@ class Agent:
         env = inherited | child.env | rendezvous.env(child.role)
         if self._keys is not None:
             env["PSLITE_KEY_FILE"] = str(self._keys / key_file(child.role, child.rank))
+        descriptors = rendezvous.descriptors(child.role)
+        orders = self._servers.connect(child.rank) if self._servers and child.role == "server" else None
+        if orders:
+            env["PSLITE_AGENT_FD"] = str(orders.fileno())
+            descriptors += (orders.fileno(),)
         try:
-            child.start(env, rendezvous.descriptors(child.role), self._limits)
+            child.start(env, descriptors, self._limits)
         except OSError as error:
             text = f"{error.strerror}: {error.filename or child.argv[0]}"
             self._send({"event": "failed", "id": child.id, "code": child.exit, "error": text})
         else:
             self._send({"event": "started", "id": child.id, "pid": child.pid})
+        finally:
+            if orders:
+                orders.close()
 
     def _reap(self) -> None:
         ended = [
@@ -221,6 +233,8 @@ class Agent:
         ]
         for code, child, record in sorted(ended, key=_suspicion):
             again = code < 0 and child.restarts < self._max_restarts and not self._can_do_without(child.role)
+            if child.role == "server" and self._server_ended(child, code, again):
+                again, code, record = False, 0, None
             if again:
                 child.signal_group(signal.SIGKILL)  # its helpers must not get in the way of its successor's
             for lines in child.last_words():
@@ -240,15 +254,58 @@ class Agent:
         self._send({"event": "died", "id": child.id, "code": code})
         forget_error_record(rendezvous.directory, child.role, child.rank)
         child.clear_away()
+        child.restarts += 1
         self._launch(child, rendezvous)
 
     def _over(self, child: Child, code: int, record: ErrorRecord | None) -> None:
         child.exit = code
         self._send({"event": "exited", "id": child.id, "code": code} | ({"record": asdict(record)} if record else {}))
-        if child.keeper:
-            child.keeper.close()
+        if self._servers and child.role == "server":
+            self._servers.forget(child.rank)
         if child.role == "scheduler" and self._rendezvous:
             self._rendezvous.stop_listening()
+            self._stop_moving()
+
+    # Servers that come and go
+
+    def _scale(self, servers: int) -> None:
+        try:
+            if self._servers is None:
+                raise ScaleError("servers can only be moved with --max-restarts 1 or more")
+            self._servers.scale(servers)
+        except ScaleError as error:
+            self._scaled(Done((), str(error)))
+
+    def _scaled(self, done: Done) -> None:
+        moved = [[rank.rank, rank.source, rank.goal, rank.seconds] for rank in done.moved]
+        servers = self._servers.moves.served_by() if self._servers else 0
+        self._send({"event": "scaled", "servers": servers, "moved": moved, "error": done.error})
+
+    def _start_server(self, process: int) -> None:
+        """Start a process that did not run, or runs no more."""
+        for child in self._children:
+            if (child.role, child.rank) == ("server", process) and self._rendezvous:
+                child.signal_group(signal.SIGKILL)  # what its predecessor may have left
+                child.clear_away()
+                self._launch(child, self._rendezvous)
+
+    def _server_ended(self, child: Child, code: int, again: bool) -> bool:
+        """Free its ranks, for who comes in its place. Returns whether it had none, so that nobody misses it."""
+        if self._servers is None:
+            return False
+        if self._servers.moves.ranks_of(child.rank) and not again:
+            self._stop_moving()
+            return False
+        because = f"exit code {code}" if code >= 0 else f"signal {-code}"
+        self._servers.ended(child.rank, because)
+        idle = not self._servers.moves.ranks_of(child.rank)
+        if idle and code and self._max_restarts:
+            self._notice(child.rank, f"its process (pid {child.pid}) ended: {because}; it had no shard")
+        return idle
+
+    def _stop_moving(self) -> None:
+        if self._servers:
+            self._servers.over()
 
     def _look_for_lost(self) -> None:
         """The launcher knows which agent has them."""
@@ -256,6 +313,8 @@ class Agent:
         if self._lost is not None and now >= self._look_at:
             self._look_at = now + _LOST_POLL / 1000
             for role, rank, pid in self._lost.news():
+                if self._servers and role == "server":
+                    rank = self._servers.moves.home.get(rank, rank)  # the process that is to have it
                 self._send({"event": "lost", "role": role, "rank": rank, "pid": pid})
 
     def _error_record(self, code: int, child: Child) -> ErrorRecord | None:
@@ -271,8 +330,18 @@ class Agent:
         """For the scheduler: who is alive but has not joined, and who ended before joining."""
         path = rendezvous.directory / "processes.json"
         fresh = path.with_suffix(".tmp")
-        fresh.write_text(json.dumps([child.as_dict() for child in self._children]), encoding="ascii")
+        fresh.write_text(json.dumps(self._table()), encoding="ascii")
         fresh.replace(path)
+
+    def _table(self) -> list[dict[str, Any]]:
+        """A line for each worker, server rank and scheduler."""
+        if self._servers is None:
+            return [child.as_dict() for child in self._children]
+        lines = [child.as_dict() for child in self._children if child.role != "server"]
+        of_process = {child.rank: child.as_dict() for child in self._children if child.role == "server"}
+        for rank, process in self._servers.moves.home.items():
+            lines.insert(1 + rank, of_process[process] | {"rank": rank, "restarts": self._servers.restarts[rank]})
+        return lines
 
     # Events
 

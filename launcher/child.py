@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import IO, Any
 
-from .keeper import Keeper
 from .logs import LineSplitter
 
 _CHUNK = 1 << 16
@@ -51,7 +50,7 @@ def reap_orphans(own: Collection[int | None]) -> None:
 class Child:
     """A process of the job. It leads a session and process group of its own. Used by the agent's one thread only."""
 
-    def __init__(self, order: Mapping[str, Any], keeper: Keeper | None = None) -> None:
+    def __init__(self, order: Mapping[str, Any]) -> None:
         self.id: int = order["id"]
         self.role: str = order["role"]
         self.rank: int = order["rank"]
@@ -59,11 +58,11 @@ class Child:
         self.argv: list[str] = order["argv"]
         self.env: dict[str, str] = order["env"]
         self.pid: int | None = None
-        self.exit: int | None = None  # the return code, negative for a signal; 126 or 127 if it could not be started
+        # The return code, negative for a signal; 126 or 127 if it could not be started. 0 if it is not to run now.
+        self.exit: int | None = None if order["starts"] else 0
         self.restarts = 0  # how often it was started again; what is below is about the process that runs now
         self.group_lives = False  # the process, or others of its group, may be running
         self.pipes: dict[int, Pipe] = {}  # those still open, by descriptor
-        self.keeper = keeper
         self._popen: subprocess.Popen[bytes] | None = None
 
     def start(self, env: Mapping[str, str], descriptors: Sequence[int], limits: tuple[int, int] | None = None) -> None:
@@ -71,14 +70,10 @@ class Child:
 
         ``limits``: of its open descriptors, if they shall not be the agent's.
         """
-        variables, connection = dict(env), None
+        variables = dict(env)
         if self.restarts:
             variables["PSLITE_RESTARTS"] = str(self.restarts)
         try:
-            if self.keeper:
-                connection = self.keeper.connect()
-                variables["PSLITE_KEEPER_FD"] = str(connection.fileno())
-                descriptors = [*descriptors, connection.fileno()]
             self._popen = subprocess.Popen(
                 self.argv,
                 env=variables,
@@ -94,9 +89,6 @@ class Child:
         except OSError as error:
             self.exit = 127 if isinstance(error, FileNotFoundError) else 126
             raise
-        finally:
-            if connection:
-                connection.close()
         self.pid, self.group_lives = self._popen.pid, True
         for stream, file in (("stdout", self._popen.stdout), ("stderr", self._popen.stderr)):
             assert file is not None
@@ -139,12 +131,11 @@ class Child:
             os.kill(pid, signum)
 
     def clear_away(self) -> None:
-        """Forget the process that has ended, for another one is to take its place."""
+        """Forget the process that has ended, or never ran, for another one is to take its place."""
         for pipe in self.pipes.values():
             pipe.file.close()
         self.pipes.clear()
-        self.pid, self.group_lives = None, False
-        self.restarts += 1
+        self.pid, self.group_lives, self.exit, self._popen = None, False, None, None
 
     def signal_group(self, signum: int) -> None:
         """Signal all of its group; a stopped process is woken to receive it."""
@@ -164,6 +155,6 @@ class Child:
                 self.group_lives = False
 
     def as_dict(self) -> dict[str, Any]:
-        """Its line in processes.json."""
+        """Its line in processes.json, if its rank is its own."""
         place = {"role": self.role, "rank": self.rank, "host": self.host}
         return place | {"pid": self.pid, "exit": self.exit, "restarts": self.restarts}

@@ -76,7 +76,7 @@ def _help() -> str:
 
 _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "launch": (_launch, "start a scheduler, servers and workers (the same as pslite-launch)"),
-    "scale": (scale.main, "change how many workers a running job has, if it was started with --elastic"),
+    "scale": (scale.main, "change how many workers or servers a running job has"),
     "bench": (
         partial(_become, "kvstore.bench"),
         "measure rounds of push and pull, also against peers and against what memory allows",

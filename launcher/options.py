@@ -10,6 +10,8 @@ from dataclasses import dataclass
 LAUNCHERS = ("local",)
 _SEVERAL_HOSTS = "on several hosts start the processes by hand, see docs/configuration.md"
 
+_MOST_SHARDS = 128  # the orders to one process that it has them all must fit into a socket
+
 _USAGE = "%(prog)s -n N [-s N] [options] [--] COMMAND [ARG ...]"
 _DESCRIPTION = """\
 Start a scheduler, servers and workers, each running COMMAND with its role and
@@ -30,6 +32,7 @@ class Options:
 
     num_workers: int
     num_servers: int
+    max_servers: int
     command: tuple[str, ...]
     launcher: str = "local"
     server_command: tuple[str, ...] | None = None
@@ -76,6 +79,11 @@ def parse(argv: Sequence[str], prog: str) -> Options:
     num_servers = args.num_workers if args.num_servers is None else args.num_servers
     if args.replicas >= num_servers:
         parser.error("--replicas 1 needs another server that has the replica: give -s 2 or more")
+    max_servers = num_servers if args.max_servers is None else args.max_servers
+    if max_servers < num_servers:
+        parser.error(f"--max-servers {max_servers}: the job starts with {num_servers} servers (-s)")
+    if args.max_servers is not None and (args.replicas or not args.max_restarts):
+        parser.error("--max-servers needs --max-restarts, and no --replicas: servers move as they are started again")
     if args.format and not args.dry_run:
         parser.error("--format needs --dry-run")
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
@@ -84,6 +92,7 @@ def parse(argv: Sequence[str], prog: str) -> Options:
     return Options(
         num_workers=args.num_workers,
         num_servers=num_servers,
+        max_servers=max_servers,
         command=tuple(command),
         launcher=args.launcher,
         server_command=args.server_command,
@@ -133,6 +142,13 @@ def _add_processes(group: argparse._ArgumentGroup) -> None:
     group.add_argument("-n", "--num-workers", type=_count, metavar="N", help="number of workers")
     group.add_argument(
         "-s", "--num-servers", type=_count, metavar="N", help="number of servers (default: as many as workers)"
+    )
+    group.add_argument(
+        "--max-servers",
+        type=_shards,
+        metavar="N",
+        help="shards of the model, which pslite scale spreads over up to N servers (default: as many as servers; needs "
+        "--max-restarts)",
     )
     group.add_argument(
         "--server-command",
@@ -242,6 +258,12 @@ def _range(text: str) -> tuple[int, int]:
     if not (colon and least.isdigit() and most.isdigit() and text.isascii() and 1 <= int(least) <= int(most)):
         raise argparse.ArgumentTypeError(f"{text!r} is not MIN:MAX, two numbers that are at least 1")
     return int(least), int(most)
+
+
+def _shards(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= _MOST_SHARDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {_MOST_SHARDS}")
+    return int(text)
 
 
 def _restarts(text: str) -> int:

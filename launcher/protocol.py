@@ -4,13 +4,15 @@ Orders, to the agent:
 
     {"do": "start", "job": ID, "transport": "ipc" | "tcp", "keys": BOOL, "grace": SECONDS, "max_restarts": N,
         "shrinks": BOOL, "replicas": N, "workers": N,         the last: for how many workers there are to be keys
-        "processes": [{"id", "role", "rank", "host", "argv", "env"}]}         once, first
+        "processes": [{"id", "role", "rank", "host", "argv", "env", "starts"}]}         once, first; those that do not
+                                                                            start now are servers, for "scale"
     {"do": "add", "process": {...}}         one more, while the job runs
     {"do": "signal", "signal": N}         to all process groups; from the first one on nothing is started again
     {"do": "kill", "id", "pid", "signal": N}         to this process itself, unless it has ended
+    {"do": "scale", "servers": N}         have so many processes serve; answered by "scaled"
 
 Events, to the launcher. Each process has one "failed", or one "started" and later one "exited". Between these two there
-may be "died", each followed by another "started" or by "failed":
+may be "died", each followed by another "started" or by "failed". A server process may come and go more than once:
 
     {"event": "opened", "directory": PATH}
     {"event": "started", "id", "pid"}         its pid is also its process group
@@ -20,6 +22,8 @@ may be "died", each followed by another "started" or by "failed":
     {"event": "exited", "id", "code", "record"?}         negative for a signal; all it wrote came before;
                                                          "record": its error record, if it left one
     {"event": "lost", "role", "rank", "pid"}         the scheduler has given it up; it may be another agent's
+    {"event": "scaled", "servers": N, "moved": [[RANK, FROM, TO, SECONDS]], "error": TEXT}
+                                                         N serve now; "error": why these are not all
     {"event": "notice", "text"}         for the user
 
 The end of the orders ends everything: the agent stops what still runs, removes the job's directory and exits.

@@ -15,7 +15,7 @@ from .link import AgentLink
 from .logs import LogFiles, Prefixer, Tails
 from .protocol import Message
 from .report import final_report
-from .scaling import change
+from .scaling import change, moved_text
 from .signals import SignalPipe
 from .spec import JobSpec, ProcessSpec
 from .supervise import Action, Kill, Say, Send, Supervisor
@@ -147,6 +147,8 @@ class Job:
                 self._act(self._supervisor.died(event["id"], event["code"]))
             case "lost":
                 self._act(self._supervisor.lost(event["role"], event["rank"], event["pid"]))
+            case "scaled":
+                self._scaled(event)
             case "notice":
                 self._say(event["text"])
             case "exited":
@@ -156,14 +158,23 @@ class Job:
                 self._act(self._supervisor.could_not_start(event["id"], event["error"], event["code"], now))
 
     def _take_requests(self, directory: str) -> None:
-        if self._spec.elastic is not None and self._control is None:
+        if self._control is None and (self._spec.elastic is not None or self._spec.shards):
             self._control = Control(directory)
+        if self._spec.elastic is not None:
             least, most = self._spec.elastic.least, self._spec.elastic.most
             self._say(f"{least} to {most} workers: pslite scale --job {directory} --workers N")
+        if any(not process.starts for process in self._spec.processes):
+            self._say(f"1 to {self._spec.shards} servers: pslite scale --job {directory} --servers N")
 
-    def _scale(self, request: dict[str, Any]) -> str:
-        """Carry out a request that came while the job runs; returns what to answer. Raises UsageError."""
+    def _scale(self, request: dict[str, Any]) -> str | None:
+        """Carry out a request that came while the job runs; returns what to answer, None: ``_scaled`` does.
+
+        Raises UsageError.
+        """
         planned = change(self._spec, self._supervisor, request)
+        if planned.servers is not None:
+            self._order_to(self._spec.processes[0].host, {"do": "scale", "servers": planned.servers})
+            return None
         for spec in planned.start:
             self._start(spec)
         for process in planned.end:
@@ -172,6 +183,13 @@ class Job:
             self._order_to(process.spec.host, order | {"signal": planned.signum})
         self._say(planned.text)
         return planned.text
+
+    def _scaled(self, event: Message) -> None:
+        """Servers have moved, or not all of them."""
+        text = moved_text(event["servers"], event["moved"], event["error"])
+        self._say(text)
+        if self._control is not None:
+            self._control.answer("error" if event["error"] else "done", text)
 
     def _start(self, spec: ProcessSpec) -> None:
         index = self._supervisor.add(spec)

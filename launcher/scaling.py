@@ -1,4 +1,4 @@
-"""How a running job gets more workers, or fewer. Pure: no process, file or clock."""
+"""How a running job gets more workers or servers, or fewer. Pure: no process, file or clock."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class Change:
     start: tuple[ProcessSpec, ...] = ()
     end: tuple[Process, ...] = ()  # by ``signum``
     signum: int = signal.SIGTERM
+    servers: int | None = None  # so many processes shall serve; what to say is known when their ranks have moved
 
 
 def change(spec: JobSpec, supervisor: Supervisor, request: dict[str, Any]) -> Change:
@@ -26,6 +27,10 @@ def change(spec: JobSpec, supervisor: Supervisor, request: dict[str, Any]) -> Ch
     match request:
         case {"workers": int(count)}:
             return _workers(spec, supervisor, count)
+        case {"servers": int(count)}:
+            if not spec.shards:
+                raise UsageError("servers can be moved in jobs with --max-restarts, and without --replicas")
+            return Change("", servers=count)
     raise UsageError(f"the launcher does not know the request {request!r:.100}")
 
 
@@ -50,6 +55,15 @@ def _fewer(spec: JobSpec, workers: Sequence[Process], count: int) -> Change:
     if not spec.shrinks:
         raise UsageError("to do without a worker a job must be started with --on-worker-lost shrink")
     return Change(_text(count, "ending", [process.spec.label for process in workers]), end=tuple(workers))
+
+
+def moved_text(servers: int, moved: Sequence[tuple[int, int, int, float]], error: str) -> str:
+    """What to say of ranks (shards) that have moved: the rank, from, to, and seconds that it was not served."""
+    names = [f"shard {rank} from server {a} to {b} ({seconds:.2f} s)" for rank, a, b, seconds in moved]
+    if error:
+        return error + (f"; moved were {', '.join(names)}" if names else "")
+    count = f"{servers} server" + "s" * (servers > 1)
+    return f"{count}: moved {', '.join(names)}" if names else f"{count} already"
 
 
 def _text(count: int, what: str, names: Sequence[str]) -> str:

@@ -24,7 +24,7 @@ JOB_VARIABLES = frozenset(
     (
         *("DMLC_ROLE", "DMLC_NUM_WORKER", "DMLC_NUM_SERVER", "DMLC_JOB_CLUSTER"),
         *("DMLC_RANK", "DMLC_TASK_ID", "DMLC_WORKER_ID", "DMLC_SERVER_ID", "RANK", "WORLD_SIZE", "LOCAL_RANK"),
-        *("PSLITE_MAX_RESTARTS", "PSLITE_RESTARTS", "PSLITE_KEEPER_FD", "PSLITE_REPLICAS", "PSLITE_MAX_WORKERS"),
+        *("PSLITE_MAX_RESTARTS", "PSLITE_RESTARTS", "PSLITE_AGENT_FD", "PSLITE_REPLICAS", "PSLITE_MAX_WORKERS"),
         *SET_AT_START,
     )
 )
@@ -45,6 +45,7 @@ class ProcessSpec:
     host: str
     argv: tuple[str, ...]
     env: Mapping[str, str]
+    starts: bool = True  # with the job; else it is a server for ``pslite scale`` to start
 
     @property
     def label(self) -> str:
@@ -59,6 +60,7 @@ class ProcessSpec:
             "host": self.host,
             "argv": list(self.argv),
             "env": dict(self.env),
+            "starts": self.starts,
         }
 
 
@@ -83,6 +85,7 @@ class JobSpec:
     shrinks: bool = False  # when a signal ends a worker the others go on without it
     replicas: int = 0  # when a signal ends a server another one goes on for it
     elastic: Elastic | None = None  # workers may join the running job
+    shards: int = 0  # servers' ranks that can be moved between processes
 
 
 def plan(options: Options, environ: Mapping[str, str], import_root: str | None = None) -> JobSpec:
@@ -102,7 +105,10 @@ def plan(options: Options, environ: Mapping[str, str], import_root: str | None =
         notices.append(f"OMP_NUM_THREADS=1, for {total} processes share this host; set it to choose another number")
     server_argv = options.server_command or options.command
     processes = [_process("scheduler", 0, server_argv, common)]
-    processes += [_process("server", rank, server_argv, servers) for rank in range(options.num_servers)]
+    processes += [
+        _process("server", rank, server_argv, servers, starts=rank < options.num_servers)
+        for rank in range(options.max_servers)
+    ]
 
     def worker(rank: int) -> ProcessSpec:
         return _worker(rank, options, workers)
@@ -118,12 +124,13 @@ def plan(options: Options, environ: Mapping[str, str], import_root: str | None =
     listens, keys = "tcp" if tcp else "ipc", tcp and not open_to_all
     shrinks = options.on_worker_lost == "shrink"
     restarts, replicas = options.max_restarts, options.replicas
-    return JobSpec(tuple(processes), listens, keys, tuple(notices), restarts, shrinks, replicas, elastic)
+    shards = options.max_servers if restarts and not replicas else 0
+    return JobSpec(tuple(processes), listens, keys, tuple(notices), restarts, shrinks, replicas, elastic, shards)
 
 
 def _common(options: Options, environ: Mapping[str, str], import_root: str | None) -> Iterator[tuple[str, str]]:
     yield "DMLC_NUM_WORKER", str(_at_the_start(options))
-    yield "DMLC_NUM_SERVER", str(options.num_servers)
+    yield "DMLC_NUM_SERVER", str(options.max_servers)
     yield "DMLC_JOB_CLUSTER", options.launcher
     yield "PYTHONUNBUFFERED", "1"
     if options.start_timeout is not None:
@@ -155,11 +162,11 @@ def _at_the_start(options: Options) -> int:
     return options.num_workers if options.elastic is None else options.elastic[0]
 
 
-def _process(role: str, rank: int, argv: Sequence[str], env: dict[str, str]) -> ProcessSpec:
+def _process(role: str, rank: int, argv: Sequence[str], env: dict[str, str], starts: bool = True) -> ProcessSpec:
     own = {"DMLC_ROLE": role}
     if role == "server":
         own["DMLC_SERVER_ID"] = str(rank)
-    return ProcessSpec(role, rank, "localhost", tuple(argv), own | env)
+    return ProcessSpec(role, rank, "localhost", tuple(argv), own | env, starts)
 
 
 def _worker(rank: int, options: Options, env: dict[str, str]) -> ProcessSpec:

@@ -115,7 +115,7 @@ class Supervisor:
 
     def __init__(self, specs: Sequence[ProcessSpec], grace: float, now: float, max_restarts: int = 0,
                  shrinks: bool = False, replicas: int = 0) -> None:  # fmt: skip
-        self.processes = [Process(spec) for spec in specs]
+        self.processes = [Process(spec, exit=None if spec.starts else 0) for spec in specs]
         self.started_at = now
         self.grace = grace
         self.max_restarts = max_restarts  # of each process; its agent counts them
@@ -136,8 +136,9 @@ class Supervisor:
         return len(self.processes) - 1
 
     def started(self, index: int, pid: int) -> None:
-        """A process runs."""
-        self.processes[index].pid = pid
+        """A process runs; it may have ended before."""
+        process = self.processes[index]
+        process.pid, process.exit, process.ended, process.record = pid, None, None, None
 
     def could_not_start(self, index: int, error: str, code: int, now: float) -> list[Action]:
         """A process does not run, and never did."""

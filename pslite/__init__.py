@@ -19,6 +19,7 @@ from .kv_worker import KVWorker
 from .memory import Memory
 from .postoffice import Postoffice
 from .postoffice.actions import PeerAway, PeerBack
+from .postoffice.place import announce, beside
 from .postoffice.placement import Balancer
 from .replica_link import ReplicaLink
 from .simple_app import SimpleApp, SimpleData
@@ -48,6 +49,8 @@ __all__ = [
     "SimpleData",
     "Slicer",
     "__version__",
+    "announce",
+    "beside",
     "default_slicer",
     "name_of",
     "rank_of",

@@ -38,7 +38,8 @@ class Config:
     max_restarts: int = 0  # how often the launcher starts a process again that a signal ended
     restarts: int = 0  # how often it has started this one again
     replicas: int = 0  # other servers that have what a server has, and take its place if it dies
-    keeper_fd: int | None = None  # a server's connection to who keeps its memory for a successor
+    agent_fd: int | None = None  # where a server process is told which servers it has
+    keeper_fd: int | None = None  # a server's connection to who keeps its memory for a successor; told there
     host: str = ""  # the address that peers reach this process at; empty lets the route to the scheduler decide
     transport: str = "auto"
     security: str = ""  # "none": no keys, and any address
@@ -80,7 +81,7 @@ class Config:
             max_restarts=read.number("PSLITE_MAX_RESTARTS", 0, int, 0),
             restarts=read.number("PSLITE_RESTARTS", 0, int, 0),
             replicas=read.number("PSLITE_REPLICAS", 0, int, 0, 1),
-            keeper_fd=read.optional("PSLITE_KEEPER_FD", int),
+            agent_fd=read.optional("PSLITE_AGENT_FD", int),
             host=env.get("DMLC_NODE_HOST", "") or _interface_address(env.get("DMLC_INTERFACE", "")),
             transport=read.choice("PSLITE_TRANSPORT", "auto", TRANSPORTS),
             security=read.choice("PSLITE_SECURITY", "", ("", "none")),

@@ -29,6 +29,9 @@ POINTS = {
     "checkpoint_before_manifest": "server 0: all parts are there",
     "checkpoint_before_prune": "server 0: the checkpoint is there, with those that it makes superfluous",
     "epoch_change": "scheduler: the next member is about to be told of an end, or of a successor",
+    "before_adopt": "server process: told to serve a rank, and nothing was done about it",
+    "before_release": "server process: told to serve a rank no more, likewise",
+    "after_release": "server process: the rank is free, and the agent was not told",
     "join_reply": "scheduler: the next JOIN is about to be answered",
     "barrier_release": "scheduler: the next at a barrier is about to be let through",
 }

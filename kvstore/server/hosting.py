@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 
 from pslite import Postoffice
-from pslite.errors import PSError
+from pslite.errors import ClosedError, PSError
 
 from .replica import Contents
 from .service import Service
@@ -15,10 +16,14 @@ log = logging.getLogger("kvstore.server")
 
 
 class Host:
-    """Serves for a process until the job is over. Each server has a Postoffice, a thread and a store of its own."""
+    """Serves for a process until the job is over. Each server has a Postoffice, a thread and a store of its own.
 
-    def __init__(self, office: Postoffice) -> None:
+    ``on_serving`` is called once the process's own server can be asked.
+    """
+
+    def __init__(self, office: Postoffice, on_serving: Callable[[], None] = lambda: None) -> None:
         self.office = office  # of the process's own server
+        self._on_serving = on_serving
         self._adopted: list[tuple[threading.Thread, list[int]]] = []  # with the exit statuses; under the lock
         self._lock = threading.Lock()
 
@@ -51,16 +56,19 @@ class Host:
             office.start()
             if office.role == "server":
                 service = Service(office, contents, self.adopt)
+            if office is self.office:
+                self._on_serving()
             office.wait_job_over()
             office.finalize(do_barrier=False)
         except PSError as error:
-            log.error("%s", error)
+            if not isinstance(error, ClosedError):  # else this process has ended it itself
+                log.error("%s", error)
             office.close()
             return 1
         finally:
             if service is not None:
                 service.close()
-        if office.job_clean:
+        if office.released or office.job_clean:
             return 0
         log.error("%s", office.first_failure)
         return 1

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from pslite import failpoints, ids, wire
+from pslite import ids, wire
 from pslite.config import Config
 from pslite.delivery import Delivery, Pending
 from pslite.errors import (
@@ -34,14 +33,14 @@ from pslite.van.base import Van
 from pslite.van.shared import Keeper, KeptArena
 from pslite.wire import Kind, Message, Op
 
-from . import addresses
+from . import addresses, place
 from .actions import PeerAway, PeerBack
-from .core import Core, error_of
+from .core import FOR_EVER, Core, error_of
 from .membership import Membership, Policy
 from .placement import key_ranges
 from .recovery import Recovery, routing_id
 from .scheduler import Scheduler
-from .shell import Shell
+from .shell import HANDLER_WITHIN, Shell
 from .supervised import LOOK_FOR_THE_END, Supervised, has_ended
 
 log = logging.getLogger("pslite")
@@ -73,19 +72,8 @@ class Postoffice:
 
     def __init__(self, config: Config, van: Van | None = None, clock: Callable[[], float] = time.monotonic,
                  rng: Random | None = None) -> None:  # fmt: skip
-        if config.replicas >= config.num_servers:
-            remedy = f"a replica needs another server, and there is {config.num_servers}: start at least 2"
-            raise ConfigError(name="PSLITE_REPLICAS", value=config.replicas, allowed=remedy)
-        if not config.root:
-            raise ConfigError(name="DMLC_PS_ROOT_URI", value=None, allowed="give the address of the scheduler")
-        for notice in config.notices:
-            log.warning("%s", notice)
-        if config.failpoints:
-            place = config.role, config.rank, config.restarts
-            failpoints.arm(failpoints.parse(config.failpoints, *place, lambda: os.kill(os.getpid(), signal.SIGKILL)))
-        config, keys = addresses.with_rank_of_key(config)
-        if config.replicas and config.role == "server" and config.rank is not None:
-            addresses.key_beside(config, (config.rank - 1) % config.num_servers)
+        place.announce(config)
+        config, keys = place.checked(config)
         self.config = config
         self._rng = rng or Random(int.from_bytes(os.urandom(16), "big"))
         self._clock = clock
@@ -109,6 +97,8 @@ class Postoffice:
         self._barriers: dict[tuple[int, int], _Turn] = {}  # by (group, customer); under the lock
         self._exit_callbacks: list[Callable[[], None]] = []
         self._left = False
+        self.released = False  # whether it has given up its place, for a successor to take; set on the leading thread
+        self._kept: tuple[KeptArena, Keeper] | None = None  # set by open_kept
         watched = config.role == "scheduler" and config.job_dir
         self._supervised = Supervised(Path(config.job_dir)) if watched else None
         self.open: Callable[[Config], Postoffice] = Postoffice  # another one in this process; replaced on other vans
@@ -134,6 +124,7 @@ class Postoffice:
         if keeper is None:
             return None
         memory = KeptArena(self._clock, keeper, keeper.take())
+        self._kept = memory, keeper
         self._shell.van.lend_from(memory)
         return memory
 
@@ -526,10 +517,14 @@ class Postoffice:
 
         Raises ConfigError if that needs a key which this process does not have.
         """
-        restarts = self._core.roster[ids.server_id(rank)].restarts + 1
-        key_file = addresses.key_beside(self.config, rank)
-        config = replace(self.config, rank=rank, restarts=restarts, key_file=key_file)
-        return self.open(replace(config, keeper_fd=None, failpoints="", notices=()))  # this process has had them
+        return self.open(place.beside(self.config, rank, self._core.roster[ids.server_id(rank)].restarts + 1))
+
+    def release(self) -> None:
+        """Stop serving between two requests, without a word to the job: a successor takes this place.
+
+        From any thread. ``wait_job_over`` returns then; after ``finalize`` nothing is written to kept memory any more.
+        """
+        self._shell.later(partial(setattr, self, "released", True))
 
     # -- leaving ------------------------------------------------------------------------------------------------------
 
@@ -550,11 +545,11 @@ class Postoffice:
         )
 
     def wait_job_over(self) -> None:
-        """Serve until every worker has left; raises what ended this process's part early."""
+        """Serve until every worker has left, or until ``release``; raises what ended this process's part early."""
         survives = self.config.servers_return or self.config.max_workers > 0 or self._core.policy == "shrink"
         supervised = self._supervised is not None and survives
         while not self._shell.wait_until(
-            lambda: self._core.job_over, self._clock() + LOOK_AT_PROCESSES if supervised else None
+            lambda: self._core.job_over or self.released, self._clock() + LOOK_AT_PROCESSES if supervised else None
         ):
             self._look_at_processes()
         if supervised:  # whoever was given up at the very end must be ended, too
@@ -572,9 +567,9 @@ class Postoffice:
                 callback()
 
     def _part(self) -> None:
-        """Leave; the scheduler stays until all members have left or died."""
+        """Leave, unless the place was released; the scheduler stays until all members have left or died."""
         if self._core.scheduler is None:
-            if self._core.fatal is None:
+            if self._core.fatal is None and not self.released:
                 self.leave()
             return
         # A member whose answer to LEAVE got lost asks again: stay until every one has closed its connection.
@@ -587,9 +582,13 @@ class Postoffice:
     def close(self, linger: float = 2.0) -> None:
         """Close the connection at once, without telling anybody; what is queued has ``linger`` seconds to leave.
 
-        Once this process has lost the job nothing queued matters, and a stopped scheduler would not take it.
+        Once this process has lost the job nothing queued matters, and a stopped scheduler would not take it. After
+        ``release`` a handler that is running is waited for, and what it answers is asked of the successor again.
         """
-        self._shell.close(0 if self._core.fatal is not None else linger)
+        hurry = self._core.fatal is not None or self.released
+        self._shell.close(0 if hurry else linger, FOR_EVER if self.released else HANDLER_WITHIN)
+        for kept in self._kept or ():
+            kept.close()
 
     def check(self) -> None:
         """Raise ClosedError or ForkError if this process cannot use the connection (any more)."""

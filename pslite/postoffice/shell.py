@@ -333,8 +333,11 @@ class Shell:
                 else:
                     self._lead(None, lambda: self._closed or self._callers > 0)
 
-    def close(self, linger: float) -> None:
-        """Stop the thread and close the van; in a forked child there is nothing that could be closed."""
+    def close(self, linger: float, within: float = HANDLER_WITHIN) -> None:
+        """Stop the thread and close the van; in a forked child there is nothing that could be closed.
+
+        A handler that is running has ``within`` seconds to return.
+        """
         if self.forked:
             return
         with self.lock:
@@ -346,7 +349,7 @@ class Shell:
             self._idle.notify_all()
             self._followers.notify_all()
             self.van.wake()
-            limit = self.now() + HANDLER_WITHIN
+            limit = self.now() + within
             while self._leader not in (None, threading.get_ident()):
                 if self.now() > limit:
                     log.warning("a callback or handler does not return: the connection is left to it")

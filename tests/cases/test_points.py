@@ -9,5 +9,6 @@ from . import point_cases
 
 def test_every_point_is_hit_by_a_trial() -> None:
     of_servers = {*point_cases.SERVER, *point_cases.REPLICATED, *point_cases.CHECKPOINT}
-    hit = {*of_servers, *point_cases.SCHEDULER, *point_cases.WORKER}
+    moving = {"before_adopt", "before_release", "after_release"}  # tests/system/test_scaling.py
+    hit = {*of_servers, *moving, *point_cases.SCHEDULER, *point_cases.WORKER}
     assert hit == set(POINTS)

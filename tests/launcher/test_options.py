@@ -10,8 +10,7 @@ from launcher.options import parse
 
 OPTIONS = {
     *("-n", "--num-workers", "-s", "--num-servers", "--server-command", "--start-timeout", "--grace", "--dry-run"),
-    "--max-restarts",
-    "--replicas",
+    *("--max-restarts", "--max-servers", "--replicas"),
     *("--on-worker-lost", "--elastic"),
     *("--format", "-h", "--help", "--launcher", "-H", "--hostfile", "--sync-dst-dir"),
     *("--env", "--env-server", "--env-worker", "--log-dir", "--color", "--no-prefix", "--timestamps", "--p3"),
@@ -87,3 +86,12 @@ def test_the_launchers_options_after_the_command_are_the_commands() -> None:
 )
 def test_mistakes_are_named(capsys: pytest.CaptureFixture[str], arguments: list[str], text: str) -> None:
     assert text in error_of(capsys, *arguments)
+
+
+def test_shards_are_at_least_as_many_as_servers_and_can_be_moved(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse(["-n", "1", "-s", "2", "python"], "launch.py").max_servers == 2
+    assert parse(["-n", "1", "--max-servers", "3", "--max-restarts", "1", "python"], "launch.py").max_servers == 3
+    starts = "--max-servers 2: the job starts with 3 servers"
+    assert starts in error_of(capsys, "-n", "3", "--max-servers", "2", "--max-restarts", "1", "python")
+    assert "--max-servers needs --max-restarts" in error_of(capsys, "-n", "3", "--max-servers", "3", "python")
+    assert "from 1 to 128" in error_of(capsys, "-n", "3", "--max-servers", "129", "--max-restarts", "1", "python")

@@ -159,9 +159,13 @@ def test_a_stopped_process_that_the_scheduler_gave_up_is_killed_and_started_agai
 KEEP = """
 from pslite import Config
 from pslite.van.shared import Keeper
-keeper = Keeper.from_config(Config.from_env())
-assert (keeper is not None) is (who == "server")
+from kvstore.server.orders import Orders
+orders = Orders.from_config(Config.from_env())
+assert (orders is not None) is (who == "server")
 if who == "server":
+    order = orders.next()
+    assert (order.verb, order.rank, order.restarts) == ("adopt", 0, life), order
+    keeper = Keeper.from_config(Config(keeper_fd=order.keeper_fd))
     found = keeper.take()
     if life == 0:
         assert found == {}
@@ -260,8 +264,8 @@ def test_a_job_ends_while_a_process_is_started_again_and_again(
 
 
 def test_a_job_without_restarts_has_nothing_to_do_with_them() -> None:
-    for env in environments(PSLITE_RESTARTS="1", PSLITE_MAX_RESTARTS="1", PSLITE_KEEPER_FD="0").values():
-        assert not {"PSLITE_RESTARTS", "PSLITE_MAX_RESTARTS", "PSLITE_KEEPER_FD"} & env.keys()
+    for env in environments(PSLITE_RESTARTS="1", PSLITE_MAX_RESTARTS="1", PSLITE_AGENT_FD="0").values():
+        assert not {"PSLITE_RESTARTS", "PSLITE_MAX_RESTARTS", "PSLITE_AGENT_FD"} & env.keys()
 
 
 def test_processes_have_the_users_limit_of_descriptors() -> None:

@@ -1,4 +1,4 @@
-"""Requests for more or fewer workers: what they come to, with no process, and how they travel."""
+"""Requests for more or fewer workers or servers: what they come to, with no process, and how they travel."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from launcher import control, scale
 from launcher.error_record import ErrorRecord
 from launcher.options import parse
-from launcher.scaling import Change, change
+from launcher.scaling import Change, change, moved_text
 from launcher.spec import JobSpec, UsageError, plan
 from launcher.supervise import Say, Supervisor
 
@@ -60,6 +60,7 @@ def test_those_of_the_highest_ranks_end_and_no_rank_is_given_twice() -> None:
         (["--elastic", "2:3", "-n", "3"], {"workers": 2}, "--on-worker-lost shrink"),
         (["--elastic", "2:3"], {"workers": "3"}, "does not know the request"),
         (["--elastic", "2:3"], {}, "does not know the request"),
+        (["-n", "2"], {"servers": 1}, "--max-restarts"),
     ],
 )
 def test_what_cannot_be_done_is_refused(arguments: list[str], request_: dict[str, Any], reason: str) -> None:
@@ -93,13 +94,55 @@ def test_a_newcomer_that_cannot_join_does_not_end_the_job() -> None:
     assert supervisor.deadline() == 111  # the rest has the grace to end
 
 
+def test_the_agent_is_asked_for_servers() -> None:
+    spec, supervisor = job("-n", "1", "--max-restarts", "1", "--max-servers", "3")
+    assert change(spec, supervisor, {"servers": 3}) == Change("", servers=3)
+
+
+def test_what_is_said_of_shards_that_have_moved() -> None:
+    moved = [(1, 0, 1, 0.051), (2, 0, 2, 1.5)]
+    names = "shard 1 from server 0 to 1 (0.05 s), shard 2 from server 0 to 2 (1.50 s)"
+    assert moved_text(3, moved, "") == f"3 servers: moved {names}"
+    assert moved_text(1, [], "") == "1 server already"
+    assert moved_text(2, moved, "the job is over") == f"the job is over; moved were {names}"
+    assert moved_text(2, [], "the job is over") == "the job is over"
+
+
+def test_who_asks_for_servers_is_answered_when_they_have_moved(tmp_path: Path,
+                                                               capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    listener = control.Control(str(tmp_path))
+    request = ["--servers", "2", "--job", str(tmp_path)]
+    statuses: list[int] = []
+    try:
+        first = threading.Thread(target=lambda: statuses.append(scale.main(request)))
+        first.start()
+        listener.serve(lambda request: None)
+        second = threading.Thread(target=lambda: statuses.append(scale.main(request)))
+        second.start()
+        listener.serve(lambda request: None)
+        second.join(10)
+        assert statuses == [1]
+        assert "is being changed" in capsys.readouterr().err
+        listener.answer("done", "2 servers already")
+        first.join(10)
+        assert statuses == [1, 0]
+        assert capsys.readouterr().out == "2 servers already\n"
+        last = threading.Thread(target=lambda: statuses.append(scale.main(request)))
+        last.start()
+        listener.serve(lambda request: None)
+    finally:
+        listener.close()
+    last.join(10)
+    assert capsys.readouterr().err == "pslite scale: error: the job has ended\n"
+
+
 def test_a_request_travels_to_the_launcher_and_its_answer_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                                capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     monkeypatch.setattr(control, "parent", lambda: str(tmp_path))
     directory = tmp_path / "pslite-1"
     directory.mkdir()
     assert scale.main(["--workers", "3"]) == 1
-    assert "no elastic jobs of this user" in capsys.readouterr().err
+    assert "no jobs of this user here can be scaled" in capsys.readouterr().err
 
     def act(request: dict[str, Any]) -> str:
         if request["workers"] > 3:

@@ -184,3 +184,10 @@ def test_tcp_means_keys_unless_they_are_declined(
 def test_the_path_of_a_key_is_the_launchers_to_set() -> None:
     with pytest.raises(UsageError, match="PSLITE_KEY_FILE: this variable is set by the launcher"):
         processes("-n", "1", "--env", "PSLITE_KEY_FILE=x")
+
+
+def test_servers_that_do_not_start_with_the_job_know_their_place_too() -> None:
+    found = processes("-n", "1", "-s", "1", "--max-servers", "3", "--max-restarts", "1")
+    assert [label for label, process in found.items() if not process.starts] == ["server 1", "server 2"]
+    assert {process.env["DMLC_NUM_SERVER"] for process in found.values()} == {"3"}
+    assert found["server 2"].env["DMLC_SERVER_ID"] == "2"

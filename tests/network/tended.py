@@ -14,6 +14,7 @@ from types import TracebackType
 from kvstore.chaos.findings import Findings
 from launcher.keeper import Keeper
 from launcher.lost import LostList
+from launcher.orders import Orders
 from tests.harness import wait_until
 from tests.system.jobs import LONGEST, Process
 
@@ -37,6 +38,7 @@ class Seat:
     keeper: Keeper | None
     restarts: int = -1
     process: Process | None = None
+    orders: Orders | None = None  # to a server's process
 
 
 class TendedJob(LanesJob):
@@ -112,10 +114,17 @@ class TendedJob(LanesJob):
         if seat.keeper is None:
             seat.process = self.start_command(seat.role, command, **env)
         else:
-            with seat.keeper.connect() as connection:
-                env["PSLITE_KEEPER_FD"] = str(connection.fileno())
-                seat.process = self.start_command(seat.role, command, [connection.fileno()], **env)
+            self._close_orders(seat)
+            seat.orders = Orders()
+            with seat.keeper.connect() as connection, seat.orders.take_end() as end:
+                seat.orders.adopt(seat.rank, seat.restarts, connection)
+                env["PSLITE_AGENT_FD"] = str(end.fileno())
+                seat.process = self.start_command(seat.role, command, [end.fileno()], **env)
         self.processes = [process for process in self.processes if process is not before]
+
+    def _close_orders(self, seat: Seat) -> None:
+        if seat.orders is not None:
+            seat.orders.close()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._over.set()
@@ -123,5 +132,6 @@ class TendedJob(LanesJob):
             self._thread.join()
         super().__exit__(kind, error, tb)
         for seat in self.seats:
+            self._close_orders(seat)
             if seat.keeper is not None:
                 seat.keeper.close()

@@ -32,7 +32,7 @@ def test_defaults() -> None:
         ({"PSLITE_ROOT_FD": "7"}, "root_fd", 7),
         ({"PSLITE_MAX_RESTARTS": "3"}, "max_restarts", 3),
         ({"PSLITE_RESTARTS": "2"}, "restarts", 2),
-        ({"PSLITE_KEEPER_FD": "9"}, "keeper_fd", 9),
+        ({"PSLITE_AGENT_FD": "9"}, "agent_fd", 9),
         ({"PSLITE_JOB_ID": "abc"}, "job", "abc"),
         ({"PSLITE_JOB_DIR": "/x y"}, "job_dir", "/x y"),
         ({"DMLC_NODE_HOST": "10.0.0.9"}, "host", "10.0.0.9"),

@@ -26,7 +26,7 @@ def pair() -> Iterator[Pair]:
     agent.setblocking(False)
     fd = theirs.detach()
     os.set_inheritable(fd, True)
-    end = Keeper.from_config(Config.from_env({"PSLITE_KEEPER_FD": str(fd)}))
+    end = Keeper.from_config(Config(keeper_fd=fd))
     assert end is not None
     with agent:
         yield agent, end
@@ -48,7 +48,7 @@ def test_without_a_launcher_nobody_keeps() -> None:
 def test_a_descriptor_that_is_no_such_connection_is_an_error(kind: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagram, open(os.devnull) as file:
         fd = {"file": file.fileno(), "closed": 1 << 20, "datagram": datagram.fileno()}[kind]
-        with pytest.raises(ConfigError, match=f"PSLITE_KEEPER_FD={fd} is not allowed"):
+        with pytest.raises(ConfigError, match=f"keeper_fd={fd} is not allowed"):
             Keeper.from_config(Config(keeper_fd=fd))
 
 

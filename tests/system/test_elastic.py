@@ -52,7 +52,7 @@ def test_workers_come_while_the_job_runs(short_directory: Path) -> None:
     lines = re.findall(r"rank (\d) began with \d+, ranks \[0, 1, 2, 3\]: (\d+) in (\d+)", out + by_hand.stdout)
     assert sorted(int(rank) for rank, *_ in lines) == [0, 1, 2, 3], out + err
     assert len({(value, last) for _, value, last in lines}) == 1
-    assert "no elastic jobs of this user" in scale(tmp, "--workers", "3").stderr
+    assert "no jobs of this user here can be scaled" in scale(tmp, "--workers", "3").stderr
 
 
 TOO_LATE = """

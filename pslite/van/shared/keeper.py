@@ -1,6 +1,6 @@
 """A server's connection to who keeps its memory while it is dead: the launcher's agent on its host.
 
-Packets on a Unix SOCK_SEQPACKET socket that the agent made and the server inherits; descriptors travel with them as
+Packets on a Unix SOCK_SEQPACKET socket that the agent made and gave the server; descriptors travel with them as
 SCM_RIGHTS (unix(7)). From the agent come ``kept NAME`` with a descriptor, once for each that an earlier process of
 this server's rank gave it, and ``end``. From the server go ``keep NAME`` with a descriptor, and ``drop NAME``.
 """
@@ -33,13 +33,13 @@ class Keeper:
 
     @classmethod
     def from_config(cls, config: Config) -> Keeper | None:
-        """The connection that this process inherited; None if nobody keeps its memory.
+        """The connection of this server; None if nobody keeps its memory.
 
         Raises ConfigError if the descriptor is no such connection.
         """
         if config.keeper_fd is None:
             return None
-        name, allowed = "PSLITE_KEEPER_FD", "only the launcher can set it, for a server that it starts"
+        name, allowed = "keeper_fd", "only the launcher's agent can give it, to a server that it starts"
         try:
             connection = socket.socket(fileno=config.keeper_fd)
         except OSError:
@@ -47,7 +47,7 @@ class Keeper:
         if (connection.family, connection.type) != (socket.AF_UNIX, socket.SOCK_SEQPACKET):
             connection.detach()  # it is somebody else's
             raise ConfigError(name=name, value=config.keeper_fd, allowed=allowed)
-        connection.set_inheritable(False)  # it was, to come here; programs that a server starts have no use for it
+        connection.set_inheritable(False)  # programs that a server starts have no use for it
         return cls(connection)
 
     def take(self, timeout: float = DEADLINE) -> dict[str, int]:
