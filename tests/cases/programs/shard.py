@@ -27,14 +27,15 @@ with kvstore.create("dist_async") as kv:
     keys = [f"w{index}" for index in range(mib // 4)]
     ones = np.ones(1024 * 1024, np.float32)
     kv.set_optimizer(kvstore.optimizer.create("sgd", learning_rate=-1.0, momentum=0.0))
-    kv.init([*keys, "small"], [np.zeros_like(ones) for _ in keys] + [np.zeros(4, np.float32)])
+    small = ["small 0", "small 1"]  # one on each of two servers
+    kv.init([*keys, *small], [np.zeros_like(ones) for _ in keys] + [np.zeros(4, np.float32)] * 2)
     kv.push(keys, [ones] * len(keys)).wait()
     for _ in range(times):
-        kv.push("small", np.ones(4, np.float32)).wait()
+        kv.push(small, [np.ones(4, np.float32)] * 2).wait()
         begin = time.monotonic()
         os.kill(int((directory / "pid").read_text()), signal.SIGKILL)
-        kv.push("small", np.ones(4, np.float32)).wait()
+        kv.push(small, [np.ones(4, np.float32)] * 2).wait()
         sys.stdout.write(f"recovered {time.monotonic() - begin}\n")
-    values = kv.pull(["small", *keys])
-    expected = [2.0 * times] + [1.0] * len(keys)
+    values = kv.pull([*small, *keys])
+    expected = [2.0 * times] * 2 + [1.0] * len(keys)
     assert [float(value.min()) for value in values] == [float(value.max()) for value in values] == expected
