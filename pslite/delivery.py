@@ -248,6 +248,11 @@ class Delivery:
         """The number of the next request to this node."""
         return self._outboxes[node].next_seq
 
+    def next_from(self, incarnation: int) -> int:
+        """All requests of this process with lower numbers have come."""
+        inbox = self._inboxes.get(incarnation)
+        return 1 if inbox is None else inbox.expected
+
     def link_to(self, node: int) -> Link | None:
         """The link that requests to this node take."""
         outbox = self._outboxes.get(node)
@@ -313,6 +318,14 @@ class Delivery:
         leaving = outbox.restart(now, link)
         self.resent_requests += len(leaving)
         return [Send(outbox.link, message) for message in leaving]
+
+    def begin_at(self, now: float, node: int, seq: int) -> list[Send]:
+        """Requests to a node have no lower number than this: answers to those may be for another process."""
+        outbox = self._outboxes[node]
+        if min([outbox.next_seq, *outbox.pending]) >= seq:
+            return []
+        outbox.next_seq = max(outbox.next_seq, seq)
+        return self.resume(now, node, outbox.link)
 
     def fail(self, node: int) -> list[Pending]:
         """Give up all requests to a node that is lost."""

@@ -402,8 +402,10 @@ class Core:
         assert self._search is not None
         self._search.greet_at = now + HELLO_EVERY
         hello = Message(Kind.HELLO, self.delivery.job, self.node, ids.SCHEDULER, self.delivery.incarnation)
+        known = self.roster[ids.SCHEDULER].incarnation
+        self.recollection.heard = max(self.recollection.heard, self.delivery.next_from(known))
         hello.body = self.recollection.hello(self.roster.values(), self.policy, self.epoch)
-        hello.body["scheduler"] = self.roster[ids.SCHEDULER].incarnation
+        hello.body["scheduler"] = known
         hello.body["next"] = self.delivery.next_to(ids.SCHEDULER)
         return [Send(ids.SCHEDULER, hello)]
 

@@ -48,6 +48,7 @@ class Recollection:
     def __init__(self) -> None:
         self._barriers: dict[tuple[int, int], tuple[int, int]] = {}  # (group, customer): serial, number
         self._of_others: dict[tuple[int, int], tuple[int, int]] = {}  # what those had passed who have ended
+        self.heard = 1  # what any scheduler has asked of us has a lower number
         self._records: dict[str, Any] = {}  # of the directory: those that it published or looked up
 
     def answered(self, request: Message, reply: Message) -> None:
@@ -77,6 +78,7 @@ class Recollection:
             "of others": [[*key, *passed] for key, passed in self._of_others.items()],
             "policy": policy,
             "epoch": epoch,
+            "heard": self.heard,
         }
 
     def batches(self) -> Iterator[dict[str, Any]]:
@@ -109,6 +111,7 @@ class Hello:
     epoch: int
     scheduler: int = 0  # the incarnation of the one that it knew
     next: int = 1  # what it asks for from now on has this number, or a higher one
+    heard: int = 1  # what it was asked for has a lower one
 
     @staticmethod
     def read(link: Link, message: Message) -> Hello:
@@ -125,11 +128,11 @@ class Hello:
             {(group, customer): (int(serial), int(n)) for group, customer, serial, n in body[what]}
             for what in ("barriers", "of others")
         )
-        scheduler, following = body["scheduler"], body["next"]
-        if type(scheduler) is not int or type(following) is not int:
-            raise ValueError("whom it knew, or what it will ask for")
+        numbers = [body[name] for name in ("scheduler", "next", "heard")]
+        if any(type(number) is not int for number in numbers):
+            raise ValueError("whom it knew, what it will ask for, or what it was asked for")
         policy, epoch = str(body["policy"]), body["epoch"]
-        told = barriers, of_others, policy, epoch, scheduler, following
+        told = barriers, of_others, policy, epoch, *numbers
         return Hello(link, message.sender, message.incarnation, seen, *told)
 
 

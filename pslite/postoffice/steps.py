@@ -29,7 +29,7 @@ def carry_out(core: Core, now: float, step: Step) -> list[Action]:
     if step.complete:
         assert core.scheduler is not None
         core.scheduler_ready()
-    actions += _welcome(core, step.hellos)
+    actions += _welcome(core, now, step.hellos)
     for answer in step.answers:
         if answer.request.op in _POINTS:
             failpoint(_POINTS[answer.request.op])
@@ -58,7 +58,7 @@ def carry_out(core: Core, now: float, step: Step) -> list[Action]:
     return actions
 
 
-def _welcome(core: Core, hellos: Sequence[tuple[Hello, Any]]) -> list[Action]:
+def _welcome(core: Core, now: float, hellos: Sequence[tuple[Hello, Any]]) -> list[Action]:
     """Answer HELLOs, with the table or an error."""
     actions: list[Action] = []
     for hello, body in hellos:
@@ -69,6 +69,7 @@ def _welcome(core: Core, hellos: Sequence[tuple[Hello, Any]]) -> list[Action]:
             core.delivery.open(hello.node, hello.link)
             if hello.scheduler != core.delivery.incarnation:
                 core.delivery.expect(hello.incarnation, hello.link, hello.next)
+                actions += core.delivery.begin_at(now, hello.node, hello.heard)
         actions.append(Send(hello.link, answer))
     return actions
 

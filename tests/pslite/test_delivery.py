@@ -319,6 +319,23 @@ def test_what_was_sent_to_a_predecessor_is_not_taken_for_what_is_numbered_anew()
     assert "parked=3" in repr(second), "a HELLO that comes again changes nothing"
 
 
+def test_an_answer_to_a_predecessor_is_not_taken_for_one_to_its_successor() -> None:
+    worker, first, second = Delivery(5, 1.0), Delivery(1, 1.0), Delivery(2, 1.0)
+    worker.node = 9
+    first.open(9, b"w")
+    second.open(9, b"w")
+    asked = first.request(0.0, 9, Message(Kind.REQUEST), lambda _: None)[1][0].message
+    [request], _ = worker.on_request(1, asked)
+    [late] = [send.message for send in worker.reply(request, Message(Kind.REPLY))]
+    second.request(1.0, 9, Message(Kind.REQUEST), lambda _: None)
+    [anew] = second.begin_at(1.0, 9, worker.next_from(1))
+    assert second.on_reply(1.0, b"w", late)[0] is None
+    [request], _ = worker.on_request(1, anew.message)
+    [reply] = [send.message for send in worker.reply(request, Message(Kind.REPLY))]
+    assert second.on_reply(1.0, b"w", reply)[0] is not None
+    assert second.begin_at(2.0, 9, worker.next_from(1)) == [], "a HELLO that comes again changes nothing"
+
+
 def test_a_gap_is_reported_at_once_and_only_once() -> None:
     server = Delivery(1, 1.0)
     ready, [send] = server.on_request(b"w", Message(Kind.REQUEST, sender=9, incarnation=5, seq=3, floor=1))

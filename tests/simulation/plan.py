@@ -9,12 +9,13 @@ from pslite import failpoints
 
 FAULTS = ("crash", "crash", "crash", "pause", "break", "cut", "slow", "clock")
 ANYWHERE = ("event", "send")
+_ELSEWHERE = ("_replicate", "_adopt", "_release")
 
 
 def _points(role: str) -> tuple[str, ...]:
-    """The points that the code names of a role; there are no replicas here."""
+    """The points that the code names of a role; there are no replicas here, and no server moves."""
     named = {name: where.split(":")[0].split()[0] for name, where in failpoints.POINTS.items()}
-    return tuple(name for name, whose in named.items() if whose == role and "replicate" not in name)
+    return tuple(name for name, whose in named.items() if whose == role and not name.endswith(_ELSEWHERE))
 
 
 POINTS = {"worker": ANYWHERE, "scheduler": ANYWHERE + _points("scheduler")}

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from kvstore.chaos import lanes
+from kvstore.chaos.options import END_WITHIN, Options
+from kvstore.chaos.stores import ours
 from kvstore.chaos.trial import Trial
 from kvstore.chaos.worker import Job
 from launcher.control import ask
@@ -32,6 +34,10 @@ def job(type: str) -> Job:
     return Job(type, 2, (WIDTH,) * 5 + (WIDTH * 5000,))
 
 
+def running(type: str, *flags: str) -> Trial:
+    return Trial(job(type), ours(Options(workers=2, servers=1, launcher=[*SHARDS, *flags]), ""), END_WITHIN)
+
+
 def scale(trial: Trial, servers: int) -> str:
     """Once everybody has pushed since the last time."""
     marks = [int(trial._ledger.acked(rank).min()) for rank in range(2)]
@@ -52,7 +58,7 @@ TO_ONE = "1 server: moved shard 1 from server 1 to 0, shard 2 from server 2 to 0
 
 
 def test_servers_come_and_go_while_workers_push() -> None:
-    with Trial(job("dist_async"), 1, None, SHARDS) as trial:
+    with running("dist_async") as trial:
         assert without_times(scale(trial, 3)) == TO_THREE
         assert without_times(scale(trial, 2)) == "2 servers: moved shard 2 from server 2 to 0"
         assert scale(trial, 2) == "2 servers already"
@@ -67,7 +73,7 @@ def test_servers_come_and_go_while_workers_push() -> None:
 @pytest.mark.parametrize("type", ["dist_sync", "dist_async"])
 def test_a_process_that_dies_in_the_middle_of_a_move(type: str) -> None:
     """Source and target, before and after the rank was given away."""
-    with Trial(job(type), 1, None, [*SHARDS, "--env", f"PS_FAILPOINTS={IN_THE_MIDDLE}"]) as trial:
+    with running(type, "--env", f"PS_FAILPOINTS={IN_THE_MIDDLE}") as trial:
         assert without_times(scale(trial, 3)) == TO_THREE
         assert without_times(scale(trial, 1)) == TO_ONE
         outcome = trial.run("scaled", 0, 0, [], must_survive=True, deaths=3)
