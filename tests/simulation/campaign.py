@@ -11,7 +11,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 
 from .bugs import BUGS
 from .job import Result, simulate
@@ -81,8 +83,8 @@ def run(first: int, count: int, jobs: int) -> Summary:
         subprocess.Popen([*command, "--shard", f"{i}/{jobs}"], stdout=subprocess.PIPE, text=True) for i in range(jobs)
     ]
     try:
-        for shard in shards:
-            for result in _results(shard):
+        with ThreadPoolExecutor(jobs) as readers:  # one that nobody reads would wait for room in its pipe
+            for result in chain.from_iterable(readers.map(lambda shard: list(_results(shard)), shards)):
                 summary.schedules += 1
                 summary.events += result.events
                 summary.restarts += result.restarts
