@@ -86,7 +86,7 @@ def out_of_memory(seed: int, where: Path) -> Trial:
     Without memory for a thread ZeroMQ ends the process, which is a death as any other.
     """
     random = Random(seed)
-    kind, limit = random.choice(["tcp", "shm", "kept"]), random.randrange(150, 900)
+    kind, limit = random.choice(["tcp", "shm", "kept"]), random.randrange(450, 900)
     flags = ["--max-restarts", 1] if kind == "kept" else []
     transport = "tcp" if kind == "tcp" else "shm"
     hungry = [sys.executable, PROGRAMS / "hungry.py", limit]
