@@ -160,22 +160,25 @@ class SingleStore(DistStore):
             return None
         if value is None:
             with self._lock:
-                return self._handle(self._request_small(small, Flag.PULL, priority, small.wanted(), out))
+                return self._handle(self._request_small(small, Flag.PULL, priority, None, out))
         with self._pushing, self._lock:
             self._check_closing()
             if not self._ahead.has_room(small.record.at):
                 return None
             self._tell_changes()
             flags = Flag.PUSH if out is None else Flag.PUSH | Flag.PULL
-            request = self._request_small(small, flags, priority, small.pushed(value, self._ledger), out)
+            request = self._request_small(small, flags, priority, value, out)
             self._ahead.begin(small.record.at)
             self._ahead.add(request, small.at)
             handle = self._handle(request)
             self._in_flight.append(handle)
         return handle
 
-    def _request_small(self, small: Small, flags: int, priority: int, pairs: KVPairs, out: Array | None) -> Request:
-        """Send pairs of one key; the lock is held."""
+    def _request_small(
+        self, small: Small, flags: int, priority: int, value: Array | None, out: Array | None
+    ) -> Request:
+        """Send a call with one key, without a value a pull; the lock is held. Pushes are numbered as they leave."""
+        pairs = small.wanted() if value is None else small.pushed(value, self._ledger)
         take, finish = None, None
         if out is not None:
             answer = Answer(small, out, self._ledger)
