@@ -158,3 +158,23 @@ def test_a_store_beside_a_thread_that_computes_in_python(type: str) -> None:
     finally:
         stop.set()
         busy.join()
+
+
+def test_a_push_that_meets_the_open_burst_of_another_thread_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The burst, which leaves first, has a push of the same key: it must have the lower number."""
+
+    def work(kv: Any) -> float:
+        kv.set_optimizer(kvstore.optimizer.create("test"))
+        kv.init("w", np.zeros(10))
+        one, check = np.ones(10), kv._check_closing
+
+        def another_thread_was_here() -> None:
+            monkeypatch.setattr(kv, "_check_closing", check)
+            assert kv._join(kv._small("w", one), one, 0, push=True) is not None
+
+        monkeypatch.setattr(kv, "_check_closing", another_thread_was_here)
+        kv.push("w", one).wait()
+        total: float = kv.pull("w")[0]
+        return total
+
+    assert run("dist_async", work, workers=1) == [2.0]
