@@ -1,7 +1,8 @@
 """The agent owns the processes of one host; ``protocol`` says what it is told and what it tells.
 
 Run as ``python -m launcher.agent``. Every process leads its own process group, and only these groups are ever
-signalled. When the agent's stdin closes, because the launcher is done or dead, everything ends within four seconds.
+signalled. When the agent's stdin closes, because the launcher is done or dead, everything ends within four seconds;
+also when beats are due, through a carrier, and none comes.
 """
 
 from __future__ import annotations
@@ -14,22 +15,25 @@ import signal
 import sys
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
+from .addresses import NoAddress
 from .child import Child, Lines, adopt_orphans, reap_orphans
 from .error_record import ErrorRecord, forget_error_record, read_error_record
 from .keeper import allow_many_descriptors
-from .keys import KeysFailed, key_file, make_keys
+from .keys import key_file
 from .lost import LostList
 from .moves import Done, ScaleError
-from .protocol import Message, MessageReader, encode
+from .protocol import BEAT, PROTOCOL, Message, MessageReader, encode
+from .pulse import Pulse
 from .rendezvous import Rendezvous
 from .servers import Servers
 from .signals import SignalPipe
 from .spec import JOB_VARIABLES
+from .survey import look, reach
 
 _ORPHAN_GRACE = 3.0  # seconds from SIGTERM to SIGKILL once nobody gives orders any more
+_CUT_OFF_GRACE = 1.0  # the same when beats have stopped: time has passed already
 _KILL_WAIT = 1.0  # seconds for SIGKILL to take effect
 _LOST_POLL = 250  # milliseconds between looks at lost.json
 _ENDING_POLL = 20  # milliseconds between looks at groups that are to end
@@ -41,11 +45,14 @@ _PAUSE_AT = 1 << 20  # bytes of events the launcher has not read: from there on 
 class Agent:
     """The event loop over orders, signals, the output of processes, and the events on their way out."""
 
-    def __init__(self, orders: int, events: int, signals: SignalPipe) -> None:
+    def __init__(self, orders: int, events: int, signals: SignalPipe, silence: float = 0) -> None:
         self._orders, self._events, self._signals = orders, events, signals
+        self._pulse = Pulse(silence, time.monotonic()) if silence else None  # of the launcher, if beats are due
+        self._beat_at = time.monotonic()  # when to give the next beat ourselves
         self._reader = MessageReader()
         self._children: list[Child] = []
         self._rendezvous: Rendezvous | None = None
+        self._cwd: str | None = None  # where processes run, if not here
         self._servers: Servers | None = None  # while there are restarts: what is kept of them, and what moves
         self._max_restarts = 0  # of each process; 0 also from the moment on that the job is being ended
         self._shrinks = False  # workers that a signal ended are not started again
@@ -53,7 +60,7 @@ class Agent:
         self._lost: LostList | None = None  # while the others may go on without processes that are lost
         self._look_at = 0.0  # when to look at it next
         self._limits: tuple[int, int] | None = None  # of open descriptors in processes, if they are not the agent's
-        self._keys: Path | None = None  # where the processes' keys are, if they have any
+        self._keys = False  # every process has a key
         self._out = bytearray()  # events the launcher has not taken yet
         self._launcher_lives = True
         self._grace = _ORPHAN_GRACE
@@ -63,6 +70,7 @@ class Agent:
     def run(self) -> None:
         """Serve until everything has ended."""
         os.set_blocking(self._events, False)
+        self._send({"event": "hello", "protocol": PROTOCOL} | _ssh_connection())
         try:
             while not self._finished():
                 self._turn()
@@ -99,13 +107,14 @@ class Agent:
         for child in self._children:
             child.forget_empty_group()
         self._look_for_lost()
+        self._beat()
         self._escalate()
         self._flush()
 
     def _timeout(self) -> int | None:
         if self._kill_at is not None:
             return _ENDING_POLL
-        if self._lost is not None:
+        if self._lost is not None or self._pulse is not None:
             return _LOST_POLL
         return _STRAGGLER_POLL if any(c.group_lives and c.exit is not None for c in self._children) else None
 
@@ -115,21 +124,34 @@ class Agent:
         data = os.read(self._orders, _CHUNK)
         if not data:
             self._end()
+        if self._pulse is not None:
+            self._pulse.heard(time.monotonic())
         for order in self._reader.feed(data):
-            match order["do"]:
-                case "start":
-                    self._start(order)
-                case "add":
-                    self._add(order["process"])
-                case "kill":
-                    for child in self._children:
-                        if child.id == order["id"]:
-                            child.kill(order["pid"], order["signal"])
-                case "signal":
-                    self._stop_restarting()
-                    self._signal_groups(order["signal"])
-                case "scale":
-                    self._scale(order["servers"])
+            self._obey(order)
+
+    def _obey(self, order: Message) -> None:
+        match order["do"]:
+            case "open":
+                self._open(order)
+            case "start":
+                self._start(order)
+            case "add":
+                self._add(order)
+            case "kill":
+                for child in self._children:
+                    if child.id == order["id"]:
+                        child.kill(order["pid"], order["signal"])
+            case "signal":
+                self._stop_restarting()
+                self._signal_groups(order["signal"])
+            case "scale":
+                self._scale(order["servers"])
+            case "look":
+                self._send({"event": "looked"} | look(order["cwd"]))
+            case "reach":
+                self._send({"event": "reached", "errors": [reach(*address) for address in order["addresses"]]})
+            case "pause" if self._pulse is not None:
+                self._pulse.pause()
 
     def _on_signals(self) -> None:
         for signum in self._signals.read():
@@ -138,10 +160,23 @@ class Agent:
             elif signum == signal.SIGTERM:
                 self._end()
 
-    def _end(self) -> None:
+    def _beat(self) -> None:
+        """Through a carrier, show that there is a way; without one nobody will hear of the end of all this."""
+        now = time.monotonic()
+        if self._pulse is None:
+            return
+        if now >= self._beat_at and len(self._out) < _PAUSE_AT:
+            self._beat_at = now + BEAT
+            self._send({"event": "beat"})
+        if self._pulse.is_lost(now) and self._launcher_lives:
+            self._launcher_lives = False
+            self._out.clear()
+            self._end(_CUT_OFF_GRACE)
+
+    def _end(self, grace: float = _ORPHAN_GRACE) -> None:
         """Begin to end everything; further turns finish it."""
         if self._kill_at is None:
-            self._kill_at = time.monotonic() + min(self._grace, _ORPHAN_GRACE)
+            self._kill_at = time.monotonic() + min(self._grace, grace)
             self._stop_restarting()
             self._signal_groups(signal.SIGTERM)
 
@@ -163,59 +198,68 @@ class Agent:
 
     # Processes
 
+    def _open(self, order: Message) -> None:
+        """Listen for the scheduler, which will be here."""
+        try:
+            self._send({"event": "opened", "root": self._place().listen(order)})
+        except (NoAddress, OSError) as error:
+            self._send({"event": "refused", "error": str(error)})
+
+    def _place(self) -> Rendezvous:
+        """Where the processes of this host meet; made at the first order that needs it."""
+        if self._rendezvous is None:
+            self._rendezvous = Rendezvous()
+            self._send({"event": "placed", "directory": str(self._rendezvous.directory)})
+        return self._rendezvous
+
     def _start(self, order: Message) -> None:
-        self._grace = order["grace"]
-        self._rendezvous = Rendezvous(order["job"], order["transport"])
-        self._send({"event": "opened", "directory": str(self._rendezvous.directory)})
+        try:
+            rendezvous = self._place()
+            rendezvous.join(order["job"], order["root"])
+            rendezvous.add_keys(order["keys"])
+        except OSError as error:
+            self._send({"event": "refused", "error": str(error)})
+            return
+        self._grace, self._cwd, self._keys = order["grace"], order["cwd"], bool(order["keys"])
         self._max_restarts, self._shrinks = order["max_restarts"], order["shrinks"]
         self._replicas = order["replicas"]
         if self._max_restarts or self._shrinks or self._replicas:
-            self._lost = LostList(self._rendezvous.directory)
+            self._lost = LostList(rendezvous.directory)
         if self._max_restarts:
             self._limits = allow_many_descriptors()
         self._children = [Child(process) for process in order["processes"]]
         if self._max_restarts and not self._replicas:
-            servers = [child for child in self._children if child.role == "server"]
-            processes = sum(child.exit is None for child in servers)
-            self._servers = Servers(len(servers), processes, self._start_server, self._scaled, self._notice)
-        if order["keys"] and not self._make_keys(self._rendezvous, order["workers"]):
-            return
+            ranks = [child.rank for child in self._children if child.role == "server"]
+            processes = sum(child.exit is None for child in self._children if child.role == "server")
+            self._servers = Servers(ranks, processes, self._start_server, self._scaled, self._notice) if ranks else None
         for child in self._children:
             if child.exit is None:
-                self._launch(child, self._rendezvous)
-                self._write_processes(self._rendezvous)
+                self._launch(child, rendezvous)
+                self._write_processes(rendezvous)
 
-    def _add(self, process: Message) -> None:
+    def _add(self, order: Message) -> None:
         """One more process for the running job."""
         if self._rendezvous is not None and self._kill_at is None:
-            self._children.append(Child(process))
+            self._rendezvous.add_keys(order["keys"])
+            self._children.append(Child(order["process"]))
             self._launch(self._children[-1], self._rendezvous)
             self._write_processes(self._rendezvous)
-
-    def _make_keys(self, rendezvous: Rendezvous, workers: int) -> bool:
-        """Make the keys of this host's processes and of all workers to come; without them none is started."""
-        roles = [child.role for child in self._children]
-        try:
-            self._keys = make_keys(rendezvous.directory, roles + ["worker"] * (workers - roles.count("worker")))
-        except KeysFailed as error:
-            for child in self._children:
-                child.exit = 1
-                self._send({"event": "failed", "id": child.id, "code": 1, "error": str(error)})
-            return False
-        return True
 
     def _launch(self, child: Child, rendezvous: Rendezvous) -> None:
         inherited = {name: value for name, value in os.environ.items() if name not in JOB_VARIABLES}
         env = inherited | child.env | rendezvous.env(child.role)
-        if self._keys is not None:
-            env["PSLITE_KEY_FILE"] = str(self._keys / key_file(child.role, child.rank))
+        if self._pulse is not None and "PATH" not in child.env:
+            # Elsewhere nobody has activated an environment: ``python`` shall be the one that runs the agent.
+            env["PATH"] = os.pathsep.join(filter(None, (os.path.dirname(sys.executable), env.get("PATH"))))
+        if self._keys:
+            env["PSLITE_KEY_FILE"] = str(rendezvous.key(key_file(child.role, child.rank)))
         descriptors = rendezvous.descriptors(child.role)
         orders = self._servers.connect(child.rank) if self._servers and child.role == "server" else None
         if orders:
             env["PSLITE_AGENT_FD"] = str(orders.fileno())
             descriptors += (orders.fileno(),)
         try:
-            child.start(env, descriptors, self._limits)
+            child.start(env, descriptors, self._limits, self._cwd)
         except OSError as error:
             text = f"{error.strerror}: {error.filename or child.argv[0]}"
             self._send({"event": "failed", "id": child.id, "code": child.exit, "error": text})
@@ -339,8 +383,8 @@ class Agent:
             return [child.as_dict() for child in self._children]
         lines = [child.as_dict() for child in self._children if child.role != "server"]
         of_process = {child.rank: child.as_dict() for child in self._children if child.role == "server"}
-        for rank, process in self._servers.moves.home.items():
-            lines.insert(1 + rank, of_process[process] | {"rank": rank, "restarts": self._servers.restarts[rank]})
+        for at, (rank, process) in enumerate(self._servers.moves.home.items()):
+            lines.insert(1 + at, of_process[process] | {"rank": rank, "restarts": self._servers.restarts[rank]})
         return lines
 
     # Events
@@ -376,15 +420,21 @@ def _suspicion(ended: tuple[int, Child, ErrorRecord | None]) -> tuple[bool, int,
     return code >= 0, ("worker", "server", "scheduler").index(child.role), record.time if record else math.inf
 
 
-def main() -> None:
-    """Run the agent of this host on stdin and stdout."""
+def _ssh_connection() -> dict[str, str | None]:
+    """The addresses of both ends of the connection, if ssh is the carrier (ssh(1), SSH_CONNECTION)."""
+    words = os.environ.get("SSH_CONNECTION", "").split()
+    return {"came_to": words[2], "came_from": words[0]} if len(words) == 4 else {"came_to": None, "came_from": None}
+
+
+def main(silence: float = 0) -> None:
+    """Run the agent of this host on stdin and stdout. ``silence``: seconds without a beat that mean the end, or 0."""
     # Whatever prints by accident must not end up among the events.
     events = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     adopt_orphans()
     # SIGINT and SIGHUP are the launcher's to judge: queued here, and left unread.
     with SignalPipe((signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)) as signals:
-        Agent(sys.stdin.fileno(), events, signals).run()
+        Agent(sys.stdin.fileno(), events, signals, silence).run()
 
 
 if __name__ == "__main__":

@@ -65,10 +65,16 @@ class Child:
         self.pipes: dict[int, Pipe] = {}  # those still open, by descriptor
         self._popen: subprocess.Popen[bytes] | None = None
 
-    def start(self, env: Mapping[str, str], descriptors: Sequence[int], limits: tuple[int, int] | None = None) -> None:
+    def start(
+        self,
+        env: Mapping[str, str],
+        descriptors: Sequence[int],
+        limits: tuple[int, int] | None = None,
+        cwd: str | None = None,
+    ) -> None:
         """Start it with exactly this environment, inheriting these descriptors. Raises OSError.
 
-        ``limits``: of its open descriptors, if they shall not be the agent's.
+        ``limits``: of its open descriptors, if they shall not be the agent's. ``cwd``: where, if not in the agent's.
         """
         variables = dict(env)
         if self.restarts:
@@ -77,6 +83,7 @@ class Child:
             self._popen = subprocess.Popen(
                 self.argv,
                 env=variables,
+                cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

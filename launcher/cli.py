@@ -8,15 +8,21 @@ import secrets
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
-from . import local
+from . import carriers
+from .check import check
 from .console import Console
+from .errors import UsageError
+from .hosts import Host
+from .keys import JobKeys, KeysFailed
 from .logs import LogFiles, Prefixer, wants_color
 from .options import Options, parse
 from .run import Job
 from .signals import SignalPipe
-from .spec import SET_AT_START, JobSpec, UsageError, plan
+from .spec import SET_AT_START, JobSpec, plan
+from .sync import synchronize
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "pslite-launch") -> int:
@@ -27,37 +33,65 @@ def main(argv: Sequence[str] | None = None, prog: str = "pslite-launch") -> int:
     options = parse(sys.argv[1:] if argv is None else argv, prog)
     job = secrets.token_hex(8)
     try:
-        spec = plan(options, os.environ, local.import_root())
+        carrier = carriers.load(options.launcher)
+        hosts = carrier.hosts(options, os.environ)
+        carry = partial(carrier.argv, options=options)
+        spec = plan(options, hosts, os.environ, carriers.import_root(), os.getcwd())
         if options.dry_run:
-            sys.stdout.write(_describe(spec, options.format))
+            sys.stdout.write(_describe(spec, carry, options.format))
             return 0
+        if options.check:
+            return check(spec, job, carry)
+        if options.sync_dst_dir is not None:
+            synchronize(hosts, options)
+        keys = _keys(spec)
         files = _open_log_files(options, job, spec)
-    except UsageError as error:
+    except (UsageError, KeysFailed) as error:
         sys.stderr.write(f"{prog}: error: {error}\n")
-        return 2
+        return 2 if isinstance(error, UsageError) else 1
     sys.stdout.flush()
     sys.stderr.flush()
     try:
         with SignalPipe(_signals()) as signals:
-            return _job(options, job, spec, files).run(signals)
+            return _job(options, job, spec, carry, keys, files).run(signals)
     finally:
         if files:
             files.close()
 
 
-def _job(options: Options, job: str, spec: JobSpec, files: LogFiles | None) -> Job:
+def _keys(spec: JobSpec) -> JobKeys | None:
+    if not spec.keys:
+        return None
+    roles = [process.role for process in spec.processes]
+    workers = spec.elastic.most if spec.elastic is not None else 0
+    return JobKeys(max(workers, roles.count("worker")), roles.count("server"))
+
+
+def _job(
+    options: Options,
+    job: str,
+    spec: JobSpec,
+    carry: Callable[[Host], list[str]],
+    keys: JobKeys | None,
+    files: LogFiles | None,
+) -> Job:
     colors = {
         stream: wants_color(options.color, os.environ, os.isatty(descriptor))
         for stream, descriptor in (("stdout", 1), ("stderr", 2))
     }
     prefixer = Prefixer(spec.processes, prefix=options.prefix, timestamps=options.timestamps)
-    return Job(spec, job, grace=options.grace, console=Console(), colors=colors, prefixer=prefixer, files=files)
+    return Job(
+        spec, job, carry, keys, grace=options.grace, console=Console(), colors=colors, prefixer=prefixer, files=files
+    )
 
 
 def _signals() -> list[int]:
-    """SIGINT always, for a job in the background of a script inherits it ignored; SIGHUP not under nohup."""
+    """SIGTSTP for agents elsewhere, which must know of a pause.
+
+    SIGINT always, for a job in the background of a script inherits it ignored; SIGHUP not under nohup.
+    """
     ignores_hangup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    return [signal.SIGINT, signal.SIGTERM, *([] if ignores_hangup else [signal.SIGHUP])]
+    return [signal.SIGINT, signal.SIGTERM, signal.SIGTSTP, *([] if ignores_hangup else [signal.SIGHUP])]
 
 
 def _open_log_files(options: Options, job: str, spec: JobSpec) -> LogFiles | None:
@@ -69,13 +103,15 @@ def _open_log_files(options: Options, job: str, spec: JobSpec) -> LogFiles | Non
         raise UsageError(f"--log-dir {options.log_dir}: {error.strerror}: {error.filename}") from error
 
 
-def _describe(spec: JobSpec, form: str) -> str:
+def _describe(spec: JobSpec, carry: Callable[[Host], list[str]], form: str) -> str:
     """What ``--dry-run`` prints."""
     if form == "json":
         processes = [process.as_dict() for process in spec.processes]
-        document = {"transport": spec.transport, "set_at_start": SET_AT_START, "processes": processes}
+        hosts = [{"name": host.name, "agent": carry(host), "cwd": spec.cwd.get(host.name)} for host in spec.hosts]
+        document = {"transport": spec.transport, "keys": spec.keys, "set_at_start": SET_AT_START}
+        document |= {"hosts": hosts, "processes": processes}
         return json.dumps(document, indent=2) + "\n"
-    lines = []
+    lines = [f"agent on {host.name}: {shlex.join(carry(host))}" for host in spec.hosts if not host.is_here]
     for process in spec.processes:
         lines.append(f"{process.label} on {process.host}")
         lines.append(f"  command: {shlex.join(process.argv)}")

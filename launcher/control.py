@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .errors import UsageError
 from .rendezvous import PREFIX, parent
-from .spec import UsageError
 
 _NAME = "control.sock"
 _LONGEST = 4096  # bytes of a line

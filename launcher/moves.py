@@ -1,11 +1,12 @@
 """Which server rank is in which process, and how ranks move while the job runs. No I/O; time is an argument.
 
-The processes are numbered like ranks. Of N processes the r % N-th has rank r.
+The processes are numbered like ranks. Of N processes the r % N-th has the r-th rank.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -76,8 +77,9 @@ class _Move:
 class Moves:
     """State machine over the server processes of a host. One change of their number at a time."""
 
-    def __init__(self, ranks: int, processes: int) -> None:
-        self.home = {rank: rank % processes for rank in range(ranks)}  # the process that has it, or is to adopt it
+    def __init__(self, ranks: Sequence[int], processes: int) -> None:
+        self._ranks = ranks
+        self.home = self._spread(processes)  # the process that has it, or is to adopt it
         self._there = set(self.home.values())  # processes that run, or are being started
         self._over = False  # the job is
         self._scaling = False
@@ -108,7 +110,7 @@ class Moves:
             most = f"this job has {len(self.home)} shards: give 1 to {len(self.home)}"
             raise ScaleError(f"{processes} servers: {most}, or start it with another --max-servers")
         self._scaling, self._moved, self._error = True, [], ""
-        self._queue = deque((rank, rank % processes) for rank in self.home if self.home[rank] != rank % processes)
+        self._queue = deque((rank, goal) for rank, goal in self._spread(processes).items() if self.home[rank] != goal)
         return self._next(now)
 
     def ready(self, process: int, now: float) -> list[Action]:
@@ -158,6 +160,9 @@ class Moves:
         """Nothing moves any more."""
         self._move, self._over = None, True
         return self._give_up("the job is over")
+
+    def _spread(self, processes: int) -> dict[int, int]:
+        return {rank: self._ranks[at % processes] for at, rank in enumerate(self._ranks)}
 
     # -- steps --------------------------------------------------------------------------------------------------------
 

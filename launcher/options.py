@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-LAUNCHERS = ("local",)
-_SEVERAL_HOSTS = "on several hosts start the processes by hand, see docs/configuration.md"
+from . import values
 
-_MOST_SHARDS = 128  # the orders to one process that it has them all must fit into a socket
+LAUNCHERS = ("local", "ssh")
 
 _USAGE = "%(prog)s -n N [-s N] [options] [--] COMMAND [ARG ...]"
 _DESCRIPTION = """\
@@ -35,6 +34,14 @@ class Options:
     max_servers: int
     command: tuple[str, ...]
     launcher: str = "local"
+    hostfile: str | None = None
+    servers_on: str | None = None
+    interface: str | None = None
+    chdir: str | None = None
+    sync_dst_dir: str | None = None
+    python: str | None = None
+    ssh_option: tuple[str, ...] = ()
+    check: bool = False
     server_command: tuple[str, ...] | None = None
     env: tuple[str, ...] = ()
     env_server: tuple[str, ...] = ()
@@ -62,12 +69,7 @@ def parse(argv: Sequence[str], prog: str) -> Options:
     """Parse and validate; on ``--help`` and on mistakes raises SystemExit (0 and 2) as argparse does."""
     parser = _parser(prog)
     args = parser.parse_args(argv)
-    if args.launcher not in LAUNCHERS:
-        available = f"not available in this version; available: {', '.join(LAUNCHERS)}"
-        parser.error(f"--launcher {args.launcher}: {available}; {_SEVERAL_HOSTS}")
-    for option, value in (("--hostfile", args.hostfile), ("--sync-dst-dir", args.sync_dst_dir)):
-        if value is not None:
-            parser.error(f"{option} needs --launcher ssh, which is not available in this version; {_SEVERAL_HOSTS}")
+    _check_hosts(args, parser)
     if not args.checkpoint_dir and (args.checkpoint_every or args.checkpoint_keep or args.resume):
         parser.error("--checkpoint-every, --checkpoint-keep and --resume need --checkpoint-dir")
     if args.num_workers is None:
@@ -86,37 +88,27 @@ def parse(argv: Sequence[str], prog: str) -> Options:
         parser.error("--max-servers needs --max-restarts, and no --replicas: servers move as they are started again")
     if args.format and not args.dry_run:
         parser.error("--format needs --dry-run")
-    command = args.command[1:] if args.command[:1] == ["--"] else args.command
-    if not command:
+    if args.command[:1] == ["--"]:
+        del args.command[0]
+    if not args.command and not args.check:
         parser.error("the command to run is missing")
-    return Options(
-        num_workers=args.num_workers,
-        num_servers=num_servers,
-        max_servers=max_servers,
-        command=tuple(command),
-        launcher=args.launcher,
-        server_command=args.server_command,
-        env=tuple(args.env),
-        env_server=tuple(args.env_server),
-        env_worker=tuple(args.env_worker),
-        log_dir=args.log_dir,
-        start_timeout=args.start_timeout,
-        grace=args.grace,
-        max_restarts=args.max_restarts,
-        replicas=args.replicas,
-        on_worker_lost=args.on_worker_lost,
-        elastic=args.elastic,
-        p3=args.p3,
-        checkpoint_dir=args.checkpoint_dir,
-        checkpoint_every=args.checkpoint_every,
-        checkpoint_keep=args.checkpoint_keep,
-        resume=args.resume,
-        color=args.color,
-        prefix=not args.no_prefix,
-        timestamps=args.timestamps,
-        dry_run=args.dry_run,
-        format=args.format or "text",
-    )
+    args.num_servers, args.max_servers, args.format = num_servers, max_servers, args.format or "text"
+    fixed: dict[str, Any] = {name: tuple(value) for name, value in vars(args).items() if isinstance(value, list)}
+    return Options(**(vars(args) | fixed))
+
+
+def _check_hosts(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    if args.launcher is None:
+        args.launcher = "ssh" if args.hostfile is not None else "local"
+    if args.launcher not in LAUNCHERS:
+        parser.error(f"--launcher {args.launcher}: there are {', '.join(LAUNCHERS)}")
+    if args.launcher == "local" and args.hostfile is not None:
+        parser.error("--launcher local runs on this host only: leave it out, or give --launcher ssh for -H")
+    for option in ("sync_dst_dir", "ssh_option"):
+        if getattr(args, option) and args.launcher != "ssh":
+            parser.error(f"--{option.replace('_', '-')} needs --launcher ssh")
+    if args.check and args.num_workers is None:
+        args.num_workers = 1
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -139,39 +131,39 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _add_processes(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("-n", "--num-workers", type=_count, metavar="N", help="number of workers")
+    group.add_argument("-n", "--num-workers", type=values.count, metavar="N", help="number of workers")
     group.add_argument(
-        "-s", "--num-servers", type=_count, metavar="N", help="number of servers (default: as many as workers)"
+        "-s", "--num-servers", type=values.count, metavar="N", help="number of servers (default: as many as workers)"
     )
     group.add_argument(
         "--max-servers",
-        type=_shards,
+        type=values.shards,
         metavar="N",
         help="shards of the model, which pslite scale spreads over up to N servers (default: as many as servers; needs "
         "--max-restarts)",
     )
     group.add_argument(
         "--server-command",
-        type=_words,
+        type=values.words_of,
         metavar="CMD",
         help="what servers and the scheduler run instead of COMMAND: one argument, split like a shell does",
     )
     group.add_argument(
         "--start-timeout",
-        type=_seconds,
+        type=values.seconds_of,
         metavar="SECONDS",
         help="how long to wait for all processes to join; 0 for ever (sets PSLITE_START_TIMEOUT)",
     )
     group.add_argument(
         "--grace",
-        type=_seconds,
+        type=values.seconds_of,
         default=10.0,
         metavar="SECONDS",
         help="time between SIGTERM and SIGKILL, and for servers to end after the last worker (default: 10)",
     )
     group.add_argument(
         "--max-restarts",
-        type=_restarts,
+        type=values.restarts,
         default=0,
         metavar="N",
         help="how often a process that a signal ended is started again (default: 0: the job ends)",
@@ -192,7 +184,7 @@ def _add_processes(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--elastic",
-        type=_range,
+        type=values.bounds,
         metavar="MIN:MAX",
         help="workers may join the running job: it begins with MIN of the N (default: MIN) that are started, and "
         "`pslite scale` starts or ends some (sets PSLITE_MAX_WORKERS)",
@@ -203,11 +195,40 @@ def _add_processes(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_hosts(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--launcher", default="local", metavar="NAME", help="how to start: local (default)")
-    group.add_argument("-H", "--hostfile", metavar="FILE", help="hosts to use, one per line (needs ssh)")
     group.add_argument(
-        "--sync-dst-dir", metavar="DIR", help="copy the working directory there on every host (needs ssh)"
+        "--launcher",
+        metavar="NAME",
+        help=f"what starts the processes: {', '.join(LAUNCHERS)} (default: ssh with -H, else local)",
     )
+    group.add_argument(
+        "-H",
+        "--hostfile",
+        metavar="HOSTS",
+        help="a file with a host per line, [USER@]NAME [slots=N] [port=N] [address=A], or node1:slots=4,node2",
+    )
+    group.add_argument(
+        "--servers-on", metavar="NAMES", help="the hosts for servers, with commas (default: all, in turn)"
+    )
+    group.add_argument(
+        "--interface", metavar="NAME", help="of each host, for scheduler and servers (sets DMLC_INTERFACE)"
+    )
+    group.add_argument(
+        "--chdir", metavar="DIR", help="where processes run, on every host (default: this directory)"
+    )
+    group.add_argument(
+        "--sync-dst-dir", metavar="DIR", help="copy this directory there on every host first, by rsync, and run there"
+    )
+    group.add_argument(
+        "--python", metavar="PATH", help="the interpreter on other hosts (default: that of the launcher)"
+    )
+    group.add_argument(
+        "--ssh-option",
+        action="append",
+        default=[],
+        metavar="NAME=V",
+        help="as in ssh_config, in place of what stands there (repeatable)",
+    )
+    group.add_argument("--check", action="store_true", help="look at every host, and start nothing")
 
 
 def _add_environment(group: argparse._ArgumentGroup) -> None:
@@ -229,9 +250,12 @@ def _add_checkpoints(group: argparse._ArgumentGroup) -> None:
         "--checkpoint-dir", metavar="DIR", help="the servers write checkpoints there (sets PSLITE_CHECKPOINT_DIR)"
     )
     group.add_argument(
-        "--checkpoint-every", type=_seconds, metavar="SECONDS", help="how often (default: when a worker asks for one)"
+        "--checkpoint-every",
+        type=values.seconds_of,
+        metavar="SECONDS",
+        help="how often (default: when a worker asks for one)",
     )
-    group.add_argument("--checkpoint-keep", type=_count, metavar="N", help="how many stay there (default: 3)")
+    group.add_argument("--checkpoint-keep", type=values.count, metavar="N", help="how many stay there (default: 3)")
     group.add_argument("--resume", action="store_true", help="go on from the newest one, if there is any")
 
 
@@ -243,50 +267,5 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         default="auto",
         help="colour the prefixes (default: auto, on a terminal; NO_COLOR and FORCE_COLOR count)",
     )
-    group.add_argument("--no-prefix", action="store_true", help="do not begin lines with [worker 0]")
+    group.add_argument("--no-prefix", dest="prefix", action="store_false", help="do not begin lines with [worker 0]")
     group.add_argument("--timestamps", action="store_true", help="begin lines with the time of day")
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number that is at least 1")
-    return int(text)
-
-
-def _range(text: str) -> tuple[int, int]:
-    least, colon, most = text.partition(":")
-    if not (colon and least.isdigit() and most.isdigit() and text.isascii() and 1 <= int(least) <= int(most)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not MIN:MAX, two numbers that are at least 1")
-    return int(least), int(most)
-
-
-def _shards(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= _MOST_SHARDS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {_MOST_SHARDS}")
-    return int(text)
-
-
-def _restarts(text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number that is at least 0")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds that is at least 0")
-    return seconds
-
-
-def _words(text: str) -> tuple[str, ...]:
-    try:
-        words = tuple(shlex.split(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
-    if not words:
-        raise argparse.ArgumentTypeError("the command is empty")
-    return words

@@ -2,19 +2,30 @@
 
 Orders, to the agent:
 
-    {"do": "start", "job": ID, "transport": "ipc" | "tcp", "keys": BOOL, "grace": SECONDS, "max_restarts": N,
-        "shrinks": BOOL, "replicas": N, "workers": N,         the last: for how many workers there are to be keys
-        "processes": [{"id", "role", "rank", "host", "argv", "env", "starts"}]}         once, first; those that do not
+    {"do": "open", "job": ID, "transport": "ipc" | "tcp", "address": ADDRESS | null, "towards": [HOST],
+        "interface": NAME | null}         listen for the scheduler, which will be on this host; answered by "opened".
+                                          At this address, else the interface's, else that on the way to these hosts
+    {"do": "start", "job": ID, "root": ADDRESS, "cwd": DIRECTORY | null, "keys": {NAME: CONTENT}, "grace": SECONDS,
+        "max_restarts": N, "shrinks": BOOL, "replicas": N,
+        "processes": [{"id", "role", "rank", "host", "argv", "env", "starts"}]}         once; those that do not
                                                                             start now are servers, for "scale"
-    {"do": "add", "process": {...}}         one more, while the job runs
+    {"do": "add", "process": {...}, "keys": {...}}         one more, while the job runs
     {"do": "signal", "signal": N}         to all process groups; from the first one on nothing is started again
     {"do": "kill", "id", "pid", "signal": N}         to this process itself, unless it has ended
     {"do": "scale", "servers": N}         have so many processes serve; answered by "scaled"
+    {"do": "look", "cwd": DIRECTORY}         whether a job can run here; answered by "looked"
+    {"do": "reach", "addresses": [[HOST, PORT]]}         connect to each, once; answered by "reached"
+    {"do": "beat"}         twice a second, through a carrier, by either end; silence is a lost connection
+    {"do": "pause"}         no beats will come until the next one
 
 Events, to the launcher. Each process has one "failed", or one "started" and later one "exited". Between these two there
 may be "died", each followed by another "started" or by "failed". A server process may come and go more than once:
 
-    {"event": "opened", "directory": PATH}
+    {"event": "hello", "protocol": N, "came_to": ADDRESS | null, "came_from": ADDRESS | null}
+                                                         first; by ssh, the addresses of the connection's two ends
+    {"event": "placed", "directory": PATH}         it has made the job's directory on this host
+    {"event": "opened", "root": ADDRESS}         the scheduler will listen there; or:
+    {"event": "refused", "error": TEXT}         it cannot, or it cannot make the directory
     {"event": "started", "id", "pid"}         its pid is also its process group
     {"event": "failed", "id", "code": 126 | 127, "error": TEXT}         it could not be started
     {"event": "output", "id", "stream": "stdout" | "stderr", "lines": [TEXT]}
@@ -24,7 +35,10 @@ may be "died", each followed by another "started" or by "failed". A server proce
     {"event": "lost", "role", "rank", "pid"}         the scheduler has given it up; it may be another agent's
     {"event": "scaled", "servers": N, "moved": [[RANK, FROM, TO, SECONDS]], "error": TEXT}
                                                          N serve now; "error": why these are not all
+    {"event": "looked", "versions": {NAME: TEXT}, "time": SECONDS, "problem": TEXT}         of its clock; or "problem"
+    {"event": "reached", "errors": [TEXT]}         for each address; "" if it could be connected to
     {"event": "notice", "text"}         for the user
+    {"event": "beat"}
 
 The end of the orders ends everything: the agent stops what still runs, removes the job's directory and exits.
 """
@@ -33,6 +47,9 @@ from __future__ import annotations
 
 import json
 from typing import Any
+
+PROTOCOL = 2  # changes with what is above; both ends must have the same
+BEAT = 0.5  # seconds
 
 Message = dict[str, Any]
 

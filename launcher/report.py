@@ -6,7 +6,7 @@ import signal
 from collections.abc import Sequence
 
 from .logs import LogFiles, Tails
-from .supervise import AgentLost, Failed, Interrupted, Overstayed, Process, Supervisor, signal_name, signal_text
+from .supervise import Failed, HostLost, Interrupted, Overstayed, Process, Supervisor, signal_name, signal_text
 
 
 def final_report(supervisor: Supervisor, tails: Tails, files: LogFiles | None) -> list[str]:
@@ -34,8 +34,9 @@ def _failure_report(supervisor: Supervisor, tails: Tails, files: LogFiles | None
         case Overstayed(processes):
             head = f"pslite: all workers ended with 0; {supervisor.grace:g} s later these still ran and were stopped:"
             return [head, *(f"  {p.where}{_ending(p)}" for p in processes)]
-        case AgentLost(host):
-            return [f"pslite: the launcher's agent on {host} died; its processes were killed"]
+        case HostLost(host, reason, processes):
+            lost = [f"  lost with it: {_names(processes, 'lost')}"] if processes else []
+            return [f"pslite: {host}: {reason}", *lost]
         case _:
             return []
 

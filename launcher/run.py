@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import select
+import shutil
 import signal
 import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from . import local
 from .console import Console
 from .control import Control
 from .error_record import ErrorRecord
+from .hosts import Host
+from .keys import JobKeys
 from .link import AgentLink
 from .logs import LogFiles, Prefixer, Tails
+from .opening import NotReady, Opening, Orders
 from .protocol import Message
+from .rendezvous import make_directory
 from .report import final_report
 from .scaling import change, moved_text
 from .signals import SignalPipe
 from .spec import JobSpec, ProcessSpec
 from .supervise import Action, Kill, Say, Send, Supervisor
 
+_CHECK = 0.25  # seconds between looks at agents that may be cut off
+_START_TIMEOUT = 60.0  # seconds for all agents to greet, unless the options say otherwise
 _PAUSE_AT = 1 << 18  # bytes of output the terminal has not taken: then agents, and in turn processes, wait
 
 
@@ -30,6 +39,8 @@ class Job:
         self,
         spec: JobSpec,
         job: str,
+        carry: Callable[[Host], list[str]],
+        keys: JobKeys | None,
         *,
         grace: float,
         console: Console,
@@ -37,47 +48,48 @@ class Job:
         prefixer: Prefixer,
         files: LogFiles | None,
     ) -> None:
-        self._spec, self._job, self._grace = spec, job, grace
+        self._spec = spec
         self._console, self._colors, self._prefixer, self._files = console, colors, prefixer, files
         self._tails = Tails(len(spec.processes))
         now = time.monotonic()
-        self._supervisor = Supervisor(spec.processes, grace, now, spec.max_restarts, spec.shrinks, spec.replicas)
+        self._elsewhere = not all(host.is_here for host in spec.hosts)
+        self._supervisor = Supervisor(
+            spec.processes, grace, now, spec.max_restarts, spec.shrinks, spec.replicas, self._elsewhere
+        )
+        self._opening = Opening(spec, job, grace, keys)
+        within = _START_TIMEOUT if spec.start_timeout is None else spec.start_timeout
+        self._greeted_by = now + (within or float("inf"))
+        self._carry = carry
         self._agents: list[AgentLink] = []
         self._control: Control | None = None  # of an elastic job that runs
+        self._own_directory: str | None = None  # with the socket of ``_control``, if no agent here has one
         self._ending = False  # the agents were told to end
-        self._directories: dict[str, str] = {}  # by host: for cleaning up after an agent that died
+        self._directories: dict[str, str] = {}  # by host: for cleaning up after an agent here that died
 
     def run(self, signals: SignalPipe) -> int:
         """Start everything, wait for the end, report. Returns the exit status."""
         try:
             for notice in self._spec.notices:
                 self._say(notice)
-            self._open()
-            while not self._supervisor.finished(time.monotonic()):
+            self._agents = [AgentLink(host, self._carry(host)) for host in self._spec.hosts]
+            while not self._over():
                 self._turn(signals)
             self._end_orders()
             while self._agents:
                 self._turn(signals)
         finally:
             self._end_orders()  # after an error of our own: this is what ends the processes
+            if self._own_directory is not None:
+                shutil.rmtree(self._own_directory, ignore_errors=True)
         for line in final_report(self._supervisor, self._tails, self._files):
             self._console.write("stderr", line)
         self._console.drain(signals.fileno())
         return self._supervisor.status()
 
-    def _open(self) -> None:
-        self._agents = local.open_agents()
-        for agent in self._agents:
-            mine = [
-                {"id": index} | process.as_dict()
-                for index, process in enumerate(self._spec.processes)
-                if process.host == agent.host
-            ]
-            order = {"do": "start", "job": self._job, "transport": self._spec.transport, "keys": self._spec.keys}
-            order |= {"grace": self._grace, "max_restarts": self._spec.max_restarts, "shrinks": self._spec.shrinks}
-            order["replicas"] = self._spec.replicas
-            order |= {"workers": self._spec.elastic.most if self._spec.elastic else 0, "processes": mine}
-            agent.send(order)
+    def _over(self) -> bool:
+        if not self._opening.started and self._supervisor.cause is not None:
+            return True  # there is no process, and none will be
+        return self._supervisor.finished(time.monotonic())
 
     def _end_orders(self) -> None:
         self._ending = True
@@ -92,52 +104,105 @@ class Job:
         blocked = self._console.flush()
         if self._console.broken and self._supervisor.cause is None:
             self._act(self._supervisor.signalled(signal.SIGPIPE, time.monotonic()))
+        # Once the job is being stopped, its ends matter more than the memory that its last words take.
+        listening = self._console.pending < _PAUSE_AT or self._supervisor.cause is not None
         poller = select.poll()
         poller.register(signals, select.POLLIN)
         if blocked is not None:
             poller.register(blocked, select.POLLOUT)
         if self._control is not None:
             poller.register(self._control, select.POLLIN)
-        # Once the job is being stopped, its ends matter more than the memory that its last words take.
-        if self._console.pending < _PAUSE_AT or self._supervisor.cause is not None:
-            for agent in self._agents:
-                poller.register(agent, select.POLLIN)
+        for agent in self._agents:
+            agent.register(poller, listening)
         ready = {descriptor for descriptor, _ in poller.poll(self._timeout())}
         if signals.fileno() in ready:
             for signum in signals.read():
-                self._act(self._supervisor.signalled(signum, time.monotonic()))
+                self._on_signal(signum)
         if self._control is not None and self._control.fileno() in ready:
             self._control.serve(self._scale)
         for agent in list(self._agents):
-            if agent.fileno() in ready:
-                self._receive(agent)
-        self._act(self._supervisor.tick(time.monotonic()))
+            self._attend(agent, ready, listening)
+        now = time.monotonic()
+        if not self._opening.started and now >= self._greeted_by:
+            for host in self._opening.missing()[:1]:
+                self._act(self._supervisor.host_lost(host, "no agent has answered from there in time", now))
+        self._act(self._supervisor.tick(now))
 
     def _timeout(self) -> float | None:
         """Milliseconds, as poll() wants them, and rounded up so that the deadline has passed afterwards."""
         deadline = self._supervisor.deadline()
-        return None if deadline is None or self._ending else max(0, deadline - time.monotonic()) * 1000 + 1
+        waits = [] if deadline is None or self._ending else [max(0, deadline - time.monotonic())]
+        waits += [_CHECK] if self._elsewhere else []
+        return min(waits) * 1000 + 1 if waits else None
 
-    def _receive(self, agent: AgentLink) -> None:
-        events = agent.receive()
+    def _on_signal(self, signum: int) -> None:
+        if signum != signal.SIGTSTP:
+            self._act(self._supervisor.signalled(signum, time.monotonic()))
+            return
+        for agent in self._agents:
+            agent.send({"do": "pause"})
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    # Agents
+
+    def _attend(self, agent: AgentLink, ready: set[int], listening: bool) -> None:
+        """See what an agent has to say, and whether it is still there."""
+        if agent.errors in ready:
+            for line in agent.read_errors():
+                self._say(f"{agent.host}: {line}")
+        if agent.orders in ready:
+            agent.flush()
+        lost = agent.check(time.monotonic(), listening)
+        if agent.fileno() not in ready and lost is None:
+            return
+        events = None if lost is not None else agent.receive()
         for event in events or ():
-            self._on_event(agent.host, event)
-        if events is not None:
-            return
-        self._agents.remove(agent)
-        if agent.close() == 0 and self._ending:
-            return
-        pids = [p.pid for p in self._supervisor.running() if p.spec.host == agent.host and p.pid is not None]
-        local.clean_up(pids, self._directories.get(agent.host))
-        if not self._ending:
-            self._act(self._supervisor.agent_lost(agent.host, time.monotonic()))
+            self._on_event(agent, event)
+        if events is None:
+            self._gone(agent, lost)
 
-    def _on_event(self, host: str, event: Message) -> None:
+    def _gone(self, agent: AgentLink, reason: str | None) -> None:
+        self._agents.remove(agent)
+        code = agent.close()
+        if code == 0 and self._ending:
+            return
+        if agent.is_here:
+            pids = [p.pid for p in self._supervisor.running() if p.spec.host == agent.host and p.pid is not None]
+            _clean_up(pids, self._directories.get(agent.host))
+            reason = "the launcher's agent died; its processes were killed"
+        if not self._ending:
+            self._act(self._supervisor.host_lost(agent.host, reason or agent.why(code), time.monotonic()))
+
+    def _orders(self, orders: Orders) -> None:
+        for host, order in orders:
+            self._order_to(host, order)
+
+    def _open(self, agent: AgentLink, event: Message) -> None:
+        """One step towards the start of all processes."""
+        if self._supervisor.cause is not None:
+            return
+        try:
+            match event["event"]:
+                case "hello":
+                    self._orders(self._opening.greeted(agent.host, event))
+                case "opened":
+                    self._take_requests()
+                    self._orders(self._opening.opened(event["root"]))
+                case "refused":
+                    raise NotReady(agent.host, event["error"])
+        except NotReady as error:
+            self._act(self._supervisor.host_lost(error.host, str(error), time.monotonic()))
+
+    def _on_event(self, agent: AgentLink, event: Message) -> None:
         now = time.monotonic()
         match event["event"]:
-            case "opened":
-                self._directories[host] = event["directory"]
-                self._take_requests(event["directory"])
+            case "hello" | "opened" | "refused":
+                if event["event"] == "hello":
+                    agent.greeted(event)
+                self._open(agent, event)
+            case "placed":
+                if agent.is_here:
+                    self._directories[agent.host] = event["directory"]
             case "started":
                 self._supervisor.started(event["id"], event["pid"])
             case "output":
@@ -157,9 +222,14 @@ class Job:
             case "failed":
                 self._act(self._supervisor.could_not_start(event["id"], event["error"], event["code"], now))
 
-    def _take_requests(self, directory: str) -> None:
-        if self._control is None and (self._spec.elastic is not None or self._spec.shards):
-            self._control = Control(directory)
+    def _take_requests(self) -> None:
+        """Before any process starts: who reads the line may act on it at once."""
+        if self._spec.elastic is None and not self._spec.shards:
+            return
+        directory = self._directories.get(self._spec.hosts[0].name)
+        if directory is None:
+            directory = self._own_directory = str(make_directory())
+        self._control = Control(directory)
         if self._spec.elastic is not None:
             least, most = self._spec.elastic.least, self._spec.elastic.most
             self._say(f"{least} to {most} workers: pslite scale --job {directory} --workers N")
@@ -173,7 +243,8 @@ class Job:
         """
         planned = change(self._spec, self._supervisor, request)
         if planned.servers is not None:
-            self._order_to(self._spec.processes[0].host, {"do": "scale", "servers": planned.servers})
+            servers = next(process.host for process in self._spec.processes if process.role == "server")
+            self._order_to(servers, {"do": "scale", "servers": planned.servers})
             return None
         for spec in planned.start:
             self._start(spec)
@@ -197,7 +268,7 @@ class Job:
         self._prefixer.add(spec)
         if self._files:
             self._files.add(spec)
-        self._order_to(spec.host, {"do": "add", "process": {"id": index} | spec.as_dict()})
+        self._order_to(spec.host, self._opening.add(index, spec))
 
     def _order_to(self, host: str, order: Message) -> None:
         for agent in self._agents:
@@ -231,3 +302,12 @@ class Job:
 
     def _say(self, text: str) -> None:
         self._console.write("stderr", f"pslite: {text}")
+
+
+def _clean_up(pids: Iterable[int], directory: str | None) -> None:
+    """What an agent that died here could not do: kill its process groups, remove the job's directory."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+    if directory:
+        shutil.rmtree(directory, ignore_errors=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import control
-from .spec import UsageError
+from .errors import UsageError
 
 _DESCRIPTION = """\
 Change a running job of this host: start more workers or end some, if it was started with --elastic; spread its shards

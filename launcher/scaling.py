@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .spec import JobSpec, ProcessSpec, UsageError
+from .errors import UsageError
+from .spec import JobSpec, ProcessSpec
 from .supervise import Process, Supervisor
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from functools import partial
 from time import monotonic
 
@@ -21,16 +21,16 @@ class Servers:
 
     def __init__(
         self,
-        ranks: int,
+        ranks: Sequence[int],
         processes: int,
         start: Callable[[int], None],
         done: Callable[[Done], None],
         notice: Callable[[int, str], None],
     ) -> None:
         self.moves = Moves(ranks, processes)
-        self.restarts = dict.fromkeys(range(ranks), 0)  # how many processes have had a rank before
+        self.restarts = dict.fromkeys(ranks, 0)  # how many processes have had a rank before
         self._start, self._done = start, done
-        self._keepers = {rank: Keeper(partial(notice, rank)) for rank in range(ranks)}
+        self._keepers = {rank: Keeper(partial(notice, rank)) for rank in ranks}
         self._orders: dict[int, Orders] = {}  # by process; those that listen
         self._acted = False  # since ``serve`` began
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from .errors import UsageError
+from .hosts import Host
 from .options import Options
+from .placement import Placement
 
 #: What exists only once the job has been opened; the last but one with TCP only, the last for the scheduler only.
 SET_AT_START = (
@@ -29,11 +32,12 @@ JOB_VARIABLES = frozenset(
     )
 )
 
+#: What other hosts get of the launcher's own environment: settings, and where Python looks for packages.
+_SETTINGS = ("DMLC_", "PS_", "PSLITE_", "MXNET_")
+_FORWARDED = ("OMP_NUM_THREADS", "PYTHONPATH")
+_OF_ONE_HOST = ("DMLC_NODE_HOST", "DMLC_INTERFACE")
+
 _ENV = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?:[=:](.*))?", re.DOTALL)
-
-
-class UsageError(ValueError):
-    """The command line cannot be carried out; the text says what to change."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class Elastic:
 class JobSpec:
     """All processes of a job, in the order in which they start."""
 
+    hosts: tuple[Host, ...]  # the scheduler is on the first
     processes: tuple[ProcessSpec, ...]
     transport: str  # of the scheduler's listening socket: ipc or tcp
     keys: bool  # every process gets a key pair of its own
@@ -86,49 +91,90 @@ class JobSpec:
     replicas: int = 0  # when a signal ends a server another one goes on for it
     elastic: Elastic | None = None  # workers may join the running job
     shards: int = 0  # servers' ranks that can be moved between processes
+    interface: str | None = None  # of the scheduler's host, where it listens
+    cwd: Mapping[str, str] = field(default_factory=dict)  # where processes run, by host; elsewhere it must be said
+    start_timeout: float | None = None  # seconds for all hosts to answer
 
 
-def plan(options: Options, environ: Mapping[str, str], import_root: str | None = None) -> JobSpec:
-    """What to start for these options.
+def plan(
+    options: Options,
+    hosts: Sequence[Host],
+    environ: Mapping[str, str],
+    import_root: str | None = None,
+    here: str = ".",
+) -> JobSpec:
+    """What to start for these options on these hosts.
 
-    ``environ`` is the launcher's own environment. ``import_root``, if given, is put first in every process's
-    PYTHONPATH: the source checkout, when the packages are not installed. Raises UsageError.
+    ``environ`` and ``here`` are the launcher's own environment and directory. ``import_root``, if given, is put first
+    in every process's PYTHONPATH: the source checkout, when the packages are not installed. Raises UsageError.
     """
-    common = dict(_common(options, environ, import_root)) | _parse_env("--env", options.env, environ)
+    common = dict(_common(options, hosts, environ, import_root)) | _parse_env("--env", options.env, environ)
     servers = common | _parse_env("--env-server", options.env_server, environ)
     workers = common | _parse_env("--env-worker", options.env_worker, environ)
     notices = []
-    total = 1 + options.num_servers + options.num_workers
     # Every process would start a thread per core for its linear algebra, and they would fight for the cores.
     if not environ.get("OMP_NUM_THREADS") and any("OMP_NUM_THREADS" not in env for env in (servers, workers)):
-        common, servers, workers = ({"OMP_NUM_THREADS": "1"} | env for env in (common, servers, workers))
-        notices.append(f"OMP_NUM_THREADS=1, for {total} processes share this host; set it to choose another number")
-    server_argv = options.server_command or options.command
-    processes = [_process("scheduler", 0, server_argv, common)]
-    processes += [
-        _process("server", rank, server_argv, servers, starts=rank < options.num_servers)
-        for rank in range(options.max_servers)
-    ]
-
-    def worker(rank: int) -> ProcessSpec:
-        return _worker(rank, options, workers)
-
-    processes += [worker(rank) for rank in range(options.num_workers)]
-    elastic = None if options.elastic is None else Elastic(*options.elastic, worker)
-    tcp, open_to_all = (
-        common.get(name, environ.get(name, "")).strip().lower() == value
-        for name, value in (("PSLITE_TRANSPORT", "tcp"), ("PSLITE_SECURITY", "none"))
+        for env in (common, servers, workers):
+            env.setdefault("OMP_NUM_THREADS", "1")
+        total = 1 + options.num_servers + options.num_workers
+        shared = "this host" if len(hosts) == 1 else f"{len(hosts)} hosts"
+        notices.append(f"OMP_NUM_THREADS=1, for {total} processes share {shared}; set it to choose another number")
+    roles = _Roles(options, Placement(hosts, options.num_workers, options.servers_on), workers)
+    processes = [roles.scheduler(common), *(roles.server(rank, servers) for rank in range(options.max_servers))]
+    processes += [roles.worker(rank) for rank in range(options.num_workers)]
+    if options.replicas and len({p.host for p in processes if p.role == "server"}) == 1 < len(hosts):
+        notices.append("all servers are on one host, and so are their replicas: --servers-on names several")
+    transport, keys = _transport(hosts, common, environ)
+    if transport == "tcp" and not keys:
+        notices.append("PSLITE_SECURITY=none: whoever can connect to these hosts can read and change the model")
+    return JobSpec(
+        hosts=tuple(hosts),
+        processes=tuple(processes),
+        transport=transport,
+        keys=keys,
+        notices=tuple(notices),
+        max_restarts=options.max_restarts,
+        shrinks=options.on_worker_lost == "shrink",
+        replicas=options.replicas,
+        elastic=None if options.elastic is None else Elastic(*options.elastic, roles.worker),
+        shards=_shards(options, processes),
+        interface=options.interface,
+        cwd={host.name: cwd for host in hosts if (cwd := _working_directory(host, options, here)) is not None},
+        start_timeout=options.start_timeout,
     )
-    if tcp and open_to_all:
-        notices.append("PSLITE_SECURITY=none: whoever can connect to this host can read and change the model")
-    listens, keys = "tcp" if tcp else "ipc", tcp and not open_to_all
-    shrinks = options.on_worker_lost == "shrink"
-    restarts, replicas = options.max_restarts, options.replicas
-    shards = options.max_servers if restarts and not replicas else 0
-    return JobSpec(tuple(processes), listens, keys, tuple(notices), restarts, shrinks, replicas, elastic, shards)
 
 
-def _common(options: Options, environ: Mapping[str, str], import_root: str | None) -> Iterator[tuple[str, str]]:
+def _working_directory(host: Host, options: Options, here: str) -> str | None:
+    if options.chdir is not None or host.is_here:
+        return options.chdir
+    return options.sync_dst_dir or here
+
+
+def _transport(hosts: Sequence[Host], common: Mapping[str, str], environ: Mapping[str, str]) -> tuple[str, bool]:
+    """Of the scheduler's listening socket; and whether there are keys."""
+
+    def said(name: str) -> str:
+        return common.get(name, environ.get(name, "")).strip().lower()
+
+    tcp = said("PSLITE_TRANSPORT") == "tcp" or not all(host.is_here for host in hosts)
+    return "tcp" if tcp else "ipc", tcp and said("PSLITE_SECURITY") != "none"
+
+
+def _shards(options: Options, processes: Sequence[ProcessSpec]) -> int:
+    """The agent that moves servers has all of them."""
+    together = len({process.host for process in processes if process.role == "server"}) == 1
+    if options.max_servers > options.num_servers and not together:
+        raise UsageError(f"--max-servers {options.max_servers}: servers move on one host only: name it by --servers-on")
+    return options.max_servers if options.max_restarts and not options.replicas and together else 0
+
+
+def _common(
+    options: Options, hosts: Sequence[Host], environ: Mapping[str, str], import_root: str | None
+) -> Iterator[tuple[str, str]]:
+    if not all(host.is_here for host in hosts):
+        yield from _forwarded(environ)
+    if options.interface is not None:
+        yield "DMLC_INTERFACE", options.interface
     yield "DMLC_NUM_WORKER", str(_at_the_start(options))
     yield "DMLC_NUM_SERVER", str(options.max_servers)
     yield "DMLC_JOB_CLUSTER", options.launcher
@@ -162,22 +208,40 @@ def _at_the_start(options: Options) -> int:
     return options.num_workers if options.elastic is None else options.elastic[0]
 
 
-def _process(role: str, rank: int, argv: Sequence[str], env: dict[str, str], starts: bool = True) -> ProcessSpec:
-    own = {"DMLC_ROLE": role}
-    if role == "server":
+def _forwarded(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    for name, value in environ.items():
+        ours = name.startswith(_SETTINGS) and name not in JOB_VARIABLES and name not in _OF_ONE_HOST
+        if ours or name in _FORWARDED:
+            yield name, value
+
+
+@dataclass
+class _Roles:
+    """The processes of each role."""
+
+    options: Options
+    placement: Placement
+    workers: dict[str, str]  # the environment of each, but for its rank
+
+    def scheduler(self, env: dict[str, str]) -> ProcessSpec:
+        argv = self.options.server_command or self.options.command
+        return ProcessSpec("scheduler", 0, self.placement.scheduler, argv, {"DMLC_ROLE": "scheduler"} | env)
+
+    def server(self, rank: int, env: dict[str, str]) -> ProcessSpec:
+        argv, own = self.options.server_command or self.options.command, {"DMLC_ROLE": "server"}
         own["DMLC_SERVER_ID"] = str(rank)
-    return ProcessSpec(role, rank, "localhost", tuple(argv), own | env, starts)
+        starts = rank < self.options.num_servers
+        return ProcessSpec("server", rank, self.placement.server(rank), argv, own | env, starts)
 
-
-def _worker(rank: int, options: Options, env: dict[str, str]) -> ProcessSpec:
-    own = {
-        "DMLC_ROLE": "worker",
-        "DMLC_WORKER_ID": str(rank),
-        "RANK": str(rank),
-        "WORLD_SIZE": str(_at_the_start(options)),
-        "LOCAL_RANK": str(rank),
-    }
-    return ProcessSpec("worker", rank, "localhost", options.command, own | env)
+    def worker(self, rank: int) -> ProcessSpec:
+        own = {
+            "DMLC_ROLE": "worker",
+            "DMLC_WORKER_ID": str(rank),
+            "RANK": str(rank),
+            "WORLD_SIZE": str(_at_the_start(self.options)),
+            "LOCAL_RANK": str(self.placement.local_rank(rank)),
+        }
+        return ProcessSpec("worker", rank, self.placement.worker(rank), self.options.command, own | self.workers)
 
 
 def _parse_env(option: str, texts: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from .error_record import ErrorRecord
 from .spec import ProcessSpec
 
 _ROOT_CAUSE_WAIT = 1.0  # seconds from a failure that another process has caused to the stop of all: time for the cause
+_ROOT_CAUSE_WAIT_ELSEWHERE = 3.0  # the same if it may be a host, which is missed later than its processes
 _ABANDON_AFTER = 5.0  # seconds after SIGKILL: a process that still has not ended never will
 
 
@@ -76,13 +77,15 @@ class Overstayed:
 
 
 @dataclass(frozen=True)
-class AgentLost:
-    """The agent died, and nobody looks after its processes any more."""
+class HostLost:
+    """There is no agent on a host, or none any more, and nobody looks after its processes."""
 
     host: str
+    reason: str
+    processes: tuple[Process, ...]  # that it had
 
 
-Cause = Failed | Interrupted | Overstayed | AgentLost
+Cause = Failed | Interrupted | Overstayed | HostLost
 
 
 @dataclass(frozen=True)
@@ -114,13 +117,14 @@ class Supervisor:
     """State machine over the processes of a job. Times are seconds on any clock that only goes forward."""
 
     def __init__(self, specs: Sequence[ProcessSpec], grace: float, now: float, max_restarts: int = 0,
-                 shrinks: bool = False, replicas: int = 0) -> None:  # fmt: skip
+                 shrinks: bool = False, replicas: int = 0, elsewhere: bool = False) -> None:  # fmt: skip
         self.processes = [Process(spec, exit=None if spec.starts else 0) for spec in specs]
         self.started_at = now
         self.grace = grace
         self.max_restarts = max_restarts  # of each process; its agent counts them
         self.shrinks = shrinks  # the job goes on without workers that a signal ended
         self.replicas = replicas  # the next server goes on for one that a signal ended
+        self._root_cause_wait = _ROOT_CAUSE_WAIT_ELSEWHERE if elsewhere else _ROOT_CAUSE_WAIT
         self.cause: Cause | None = None  # why the job was stopped: the first reason, never changed
         self._steps: deque[tuple[float, int]] = deque()  # signals still to send, and when
         self._failures: list[Process] = []  # before the stop, in order
@@ -181,7 +185,7 @@ class Supervisor:
         if code != 0:
             self._failures.append(process)
             if len(self._failures) == 1:
-                self._stop_at = now + _ROOT_CAUSE_WAIT
+                self._stop_at = now + self._root_cause_wait
             if not process.is_consequence:
                 return self._stop_failed(now)
         if self._failures and not self.running():
@@ -231,12 +235,20 @@ class Supervisor:
             return [Say(f"killing {_count(len(self.running()))}"), *self.tick(now)]
         return []
 
-    def agent_lost(self, host: str, now: float) -> list[Action]:
-        """An agent died, and its processes were killed; those of other hosts are stopped."""
-        for process in self.running():
-            if process.spec.host == host:
-                process.exit, process.ended = -signal.SIGKILL, now
-        return [] if self.cause is not None else self._stop(AgentLost(host), signal.SIGTERM, now)
+    def host_lost(self, host: str, reason: str, now: float) -> list[Action]:
+        """Nobody looks after the processes of a host any more: they have ended, or will by themselves."""
+        lost = [process for process in self.running() if process.spec.host == host]
+        for process in lost:
+            process.exit, process.ended = -signal.SIGKILL, now
+        if self.cause is not None:
+            return []
+        if not lost or not all(map(self._can_do_without, lost)):
+            started = tuple(process for process in lost if process.pid is not None)
+            return self._stop(HostLost(host, reason, started), signal.SIGTERM, now)
+        for process in lost:
+            process.dropped = True
+        names = ", ".join(process.spec.label for process in lost)
+        return [Say(f"{host}: {reason}; the others go on without {names}"), *self._at_end(now)]
 
     def tick(self, now: float) -> list[Action]:
         """What is due at this time."""

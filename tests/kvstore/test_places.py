@@ -33,7 +33,7 @@ class Agent:
 
     def __init__(self, cluster: InprocCluster, ranks: int, processes: int) -> None:
         self._cluster = cluster
-        self.servers = Servers(ranks, processes, self.start, self._done, self._notice)
+        self.servers = Servers(range(ranks), processes, self.start, self._done, self._notice)
         self.done: list[Done] = []
         self.notices: list[str] = []
         self.statuses: dict[int, int] = {}  # of processes that have ended

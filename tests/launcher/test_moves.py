@@ -10,12 +10,12 @@ from launcher.moves import Action, Adopt, Done, Moved, Moves, Release, Retire, S
 
 
 def test_ranks_are_spread_over_the_processes() -> None:
-    moves = Moves(5, 2)
+    moves = Moves(range(5), 2)
     assert [moves.ranks_of(process) for process in range(3)] == [[0, 2, 4], [1, 3], []]
 
 
 def test_more_servers_are_all_started_before_any_rank_moves() -> None:
-    moves = Moves(3, 1)
+    moves = Moves(range(3), 1)
     assert moves.scale(3, 0) == [Start(1), Start(2)]
     assert moves.ready(1, 1) == []
     assert moves.ready(2, 2) == [Release(0, 1)]
@@ -27,7 +27,7 @@ def test_more_servers_are_all_started_before_any_rank_moves() -> None:
 
 
 def test_who_has_no_rank_left_ends_and_then_all_is_done() -> None:
-    moves = Moves(3, 3)
+    moves = Moves(range(3), 3)
     assert moves.scale(2, 0) == [Release(2, 2)]
     assert moves.released(2) == [Adopt(0, 2), Retire(2)]
     assert moves.serving(2, 1) == []
@@ -35,24 +35,24 @@ def test_who_has_no_rank_left_ends_and_then_all_is_done() -> None:
 
 
 def test_nothing_to_do_is_done_at_once() -> None:
-    assert Moves(3, 2).scale(2, 0) == [Done(())]
+    assert Moves(range(3), 2).scale(2, 0) == [Done(())]
 
 
 @pytest.mark.parametrize("processes", [0, 4, -1])
 def test_there_are_as_many_servers_as_shards_at_most(processes: int) -> None:
     with pytest.raises(ScaleError, match=f"^{processes} servers: this job has 3 shards: give 1 to 3"):
-        Moves(3, 1).scale(processes, 0)
+        Moves(range(3), 1).scale(processes, 0)
 
 
 def test_one_change_at_a_time() -> None:
-    moves = Moves(3, 3)
+    moves = Moves(range(3), 3)
     moves.scale(2, 0)
     with pytest.raises(ScaleError, match="is being changed"):
         moves.scale(1, 0)
 
 
 def test_a_source_that_dies_has_released() -> None:
-    moves = Moves(2, 1)
+    moves = Moves(range(2), 1)
     moves.scale(2, 0)
     moves.ready(1, 0)
     assert moves.ended(0, 1, "signal 9") == [Adopt(1, 1)]
@@ -62,7 +62,7 @@ def test_a_source_that_dies_has_released() -> None:
 
 
 def test_a_source_that_dies_with_its_last_rank_is_not_missed() -> None:
-    moves = Moves(2, 2)
+    moves = Moves(range(2), 2)
     assert moves.scale(1, 0) == [Release(1, 1)]
     assert moves.ended(1, 1, "signal 9") == [Adopt(0, 1), Retire(1)]
     assert moves.ranks_of(1) == []
@@ -70,7 +70,7 @@ def test_a_source_that_dies_with_its_last_rank_is_not_missed() -> None:
 
 
 def test_a_target_that_dies_before_it_has_the_rank_is_started_with_it() -> None:
-    moves = Moves(2, 1)
+    moves = Moves(range(2), 1)
     moves.scale(2, 0)
     moves.ready(1, 0)
     assert moves.ended(1, 1, "signal 9") == []
@@ -79,7 +79,7 @@ def test_a_target_that_dies_before_it_has_the_rank_is_started_with_it() -> None:
 
 
 def test_a_target_that_dies_with_the_rank_is_started_again_with_it() -> None:
-    moves = Moves(2, 1)
+    moves = Moves(range(2), 1)
     moves.scale(2, 0)
     moves.ready(1, 0)
     moves.released(1)
@@ -90,7 +90,7 @@ def test_a_target_that_dies_with_the_rank_is_started_again_with_it() -> None:
 
 
 def test_a_process_that_never_serves_ends_the_change_and_nothing_moves() -> None:
-    moves = Moves(3, 1)
+    moves = Moves(range(3), 1)
     moves.scale(3, 0)
     moves.ready(1, 0)
     assert moves.ended(2, 1, "exit code 1") == [Retire(1)]
@@ -101,7 +101,7 @@ def test_a_process_that_never_serves_ends_the_change_and_nothing_moves() -> None
 
 
 def test_the_end_of_the_job_ends_a_change() -> None:
-    moves = Moves(2, 1)
+    moves = Moves(range(2), 1)
     moves.scale(2, 0)
     assert moves.job_over() == [Retire(1)]
     assert moves.ended(1, 1, "exit code 0") == [Done((), "the job is over")]
@@ -115,7 +115,7 @@ def test_whatever_dies_every_rank_is_served_by_one_process_in_the_end(seed: int)
     rng = random.Random(seed)
     ranks = rng.randint(1, 6)
     count = rng.randint(1, ranks)
-    moves = Moves(ranks, count)
+    moves = Moves(range(ranks), count)
     serving = {rank: rank % count for rank in range(ranks)}
     inboxes: dict[int, list[tuple[str, int]]] = {process: [] for process in range(count)}  # of those that run
 

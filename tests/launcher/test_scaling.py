@@ -11,14 +11,16 @@ import pytest
 
 from launcher import control, scale
 from launcher.error_record import ErrorRecord
+from launcher.errors import UsageError
+from launcher.hosts import Host
 from launcher.options import parse
 from launcher.scaling import Change, change, moved_text
-from launcher.spec import JobSpec, UsageError, plan
+from launcher.spec import JobSpec, plan
 from launcher.supervise import Say, Supervisor
 
 
 def job(*arguments: str, **environ: str) -> tuple[JobSpec, Supervisor]:
-    spec = plan(parse([*arguments, "-s", "1", "python"], "launch.py"), environ)
+    spec = plan(parse([*arguments, "-s", "1", "python"], "launch.py"), (Host("localhost"),), environ)
     supervisor = Supervisor(spec.processes, 10, 100.0, spec.max_restarts, spec.shrinks)
     for index in range(len(spec.processes)):
         supervisor.started(index, 1000 + index)

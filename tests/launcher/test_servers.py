@@ -15,7 +15,7 @@ ASK = PRELUDE + """
 def scale(servers):
     from pathlib import Path
     from launcher.control import ask
-    from launcher.spec import UsageError
+    from launcher.errors import UsageError
     try:
         return ask(Path(directory), {"servers": servers}, 20)
     except UsageError as error:

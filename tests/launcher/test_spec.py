@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from launcher.errors import UsageError
+from launcher.hosts import Host
 from launcher.options import parse
-from launcher.spec import JOB_VARIABLES, ProcessSpec, UsageError, plan
+from launcher.spec import JOB_VARIABLES, ProcessSpec, plan
+
+HERE = (Host("localhost"),)
 
 
 def processes(*arguments: str, **environ: str) -> dict[str, ProcessSpec]:
-    spec = plan(parse([*arguments, "python", "train.py"], "launch.py"), environ)
+    spec = plan(parse([*arguments, "python", "train.py"], "launch.py"), HERE, environ)
     return {process.label: process for process in spec.processes}
 
 
@@ -100,7 +104,7 @@ def test_env_cannot_replace_what_the_launcher_sets(name: str) -> None:
 
 
 def test_each_process_gets_one_thread_and_the_user_is_told_once() -> None:
-    spec = plan(parse(["-n", "4", "-s", "2", "x"], "launch.py"), {})
+    spec = plan(parse(["-n", "4", "-s", "2", "x"], "launch.py"), HERE, {})
     assert {p.env["OMP_NUM_THREADS"] for p in spec.processes} == {"1"}
     assert spec.notices == ("OMP_NUM_THREADS=1, for 7 processes share this host; set it to choose another number",)
 
@@ -109,7 +113,7 @@ def test_each_process_gets_one_thread_and_the_user_is_told_once() -> None:
     ("arguments", "environ"), [((), {"OMP_NUM_THREADS": "3"}), (("--env", "OMP_NUM_THREADS=3"), {})]
 )
 def test_a_chosen_number_of_threads_stays(arguments: tuple[str, ...], environ: dict[str, str]) -> None:
-    spec = plan(parse(["-n", "1", *arguments, "x"], "launch.py"), environ)
+    spec = plan(parse(["-n", "1", *arguments, "x"], "launch.py"), HERE, environ)
     assert spec.notices == ()
     assert {p.env.get("OMP_NUM_THREADS", environ.get("OMP_NUM_THREADS")) for p in spec.processes} == {"3"}
 
@@ -120,7 +124,7 @@ def test_the_start_timeout_reaches_every_process() -> None:
 
 
 def test_restarts_are_known_to_every_process() -> None:
-    spec = plan(parse(["-n", "1", "--max-restarts", "3", "x"], "launch.py"), {})
+    spec = plan(parse(["-n", "1", "--max-restarts", "3", "x"], "launch.py"), HERE, {})
     assert spec.max_restarts == 3
     assert {p.env["PSLITE_MAX_RESTARTS"] for p in spec.processes} == {"3"}
     assert "PSLITE_MAX_RESTARTS" not in processes("-n", "1")["worker 0"].env
@@ -150,14 +154,14 @@ def test_p3_is_for_every_process() -> None:
 def test_no_tcp_port_is_opened_unless_asked(
     arguments: tuple[str, ...], environ: dict[str, str], transport: str
 ) -> None:
-    assert plan(parse(["-n", "1", *arguments, "x"], "launch.py"), environ).transport == transport
+    assert plan(parse(["-n", "1", *arguments, "x"], "launch.py"), HERE, environ).transport == transport
 
 
 def test_the_import_root_comes_first_in_pythonpath() -> None:
     options = parse(["-n", "1", "x"], "launch.py")
-    assert plan(options, {"PYTHONPATH": "/a"}, "/check out").processes[0].env["PYTHONPATH"] == "/check out:/a"
-    assert plan(options, {}, "/check out").processes[0].env["PYTHONPATH"] == "/check out"
-    assert "PYTHONPATH" not in plan(options, {"PYTHONPATH": "/a"}).processes[0].env
+    assert plan(options, HERE, {"PYTHONPATH": "/a"}, "/check out").processes[0].env["PYTHONPATH"] == "/check out:/a"
+    assert plan(options, HERE, {}, "/check out").processes[0].env["PYTHONPATH"] == "/check out"
+    assert "PYTHONPATH" not in plan(options, HERE, {"PYTHONPATH": "/a"}).processes[0].env
 
 
 @pytest.mark.parametrize(
@@ -175,7 +179,7 @@ def test_the_import_root_comes_first_in_pythonpath() -> None:
 def test_tcp_means_keys_unless_they_are_declined(
     arguments: tuple[str, ...], environ: dict[str, str], keys: bool
 ) -> None:
-    spec = plan(parse(["-n", "1", *arguments, "python", "train.py"], "launch.py"), environ)
+    spec = plan(parse(["-n", "1", *arguments, "python", "train.py"], "launch.py"), HERE, environ)
     assert spec.keys is keys
     declined = spec.transport == "tcp" and not keys
     assert sum("PSLITE_SECURITY=none: whoever can connect" in notice for notice in spec.notices) == declined

@@ -315,6 +315,6 @@ def test_a_process_that_has_ended_is_not_killed() -> None:
 
 def test_losing_an_agent_ends_its_processes_and_stops_the_others() -> None:
     machine = supervisor(host="far")
-    assert machine.agent_lost("far", 101) == [Send(SIGTERM)]
+    assert machine.host_lost("far", "no way there", 101) == [Send(SIGTERM)]
     assert [p.spec.label for p in machine.running()] == ["scheduler", "server 0", "worker 0"]
     assert machine.status() == 1

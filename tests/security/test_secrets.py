@@ -53,7 +53,7 @@ def test_without_encryption_there_are_no_keys_and_it_is_said(tmp_path: Path) -> 
     code = "import os; print('key', os.environ.get('PSLITE_KEY_FILE'))"
     done = launch("-n", 1, "-s", 1, sys.executable, "-c", code, PSLITE_TRANSPORT="tcp", PSLITE_SECURITY="none")
     assert done.stdout.count("key None") == 3
-    assert "PSLITE_SECURITY=none: whoever can connect to this host" in done.stderr
+    assert "PSLITE_SECURITY=none: whoever can connect to these hosts" in done.stderr
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o710, 0o701, 0o777])

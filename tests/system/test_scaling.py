@@ -14,7 +14,7 @@ from kvstore.chaos.stores import ours
 from kvstore.chaos.trial import Trial
 from kvstore.chaos.worker import Job
 from launcher.control import ask
-from launcher.spec import UsageError
+from launcher.errors import UsageError
 from tests.harness import wait_until
 
 from .jobs import LONGEST, SCRIPTS, launch

@@ -1,0 +1,56 @@
+"""How an agent gets onto a host. A carrier starts one command there, and carries its stdin, stdout and stderr."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol, cast
+
+from .hosts import Host
+from .options import Options
+
+SILENCE = 2.5  # seconds without a beat after which either end of a carrier takes the other one for lost
+
+#: The agent is started isolated (-I): a ``select.py`` or ``launcher.py`` in the user's directory must not shadow ours.
+#: It has no character that a shell would look at between single quotes.
+_BOOT = "import sys; sys.path.insert({at}, sys.argv[1]); from launcher.agent import main; main(float(sys.argv[2]))"
+_LAST = "len(sys.path)"  # elsewhere what is installed goes before a checkout of this host's
+
+
+class Carrier(Protocol):
+    """A module of this package, imported when its launcher is chosen."""
+
+    def hosts(self, options: Options, environ: Mapping[str, str]) -> Sequence[Host]:
+        """The hosts that there are. Raises UsageError."""
+
+    def argv(self, host: Host, options: Options) -> list[str]:
+        """The command that runs an agent there."""
+
+
+def load(launcher: str) -> Carrier:
+    """The carrier of ``--launcher NAME``."""
+    return cast(Carrier, importlib.import_module(f".{launcher}", __package__))
+
+
+def package_root() -> Path:
+    """The directory that holds the ``launcher`` package: site-packages, or a source checkout."""
+    return Path(__file__).resolve().parent.parent
+
+
+def import_root() -> str | None:
+    """The source checkout this launcher is in, for the processes to import pslite from; None if it is installed."""
+    root = package_root()
+    return None if root.name in ("site-packages", "dist-packages") else str(root)
+
+
+def agent_here() -> list[str]:
+    """The command that runs an agent as a child: its pipes end with the launcher, so it needs no beats."""
+    return [sys.executable, "-I", "-c", _BOOT.format(at=0), str(package_root()), "0"]
+
+
+def agent_elsewhere(options: Options) -> list[str]:
+    """The command for a carrier to run."""
+    python = options.python or sys.executable
+    return [python, "-I", "-c", _BOOT.format(at=_LAST), str(package_root()), str(SILENCE)]
