@@ -8,7 +8,7 @@ import pytest
 
 from launcher.error_record import ErrorRecord
 from launcher.spec import ProcessSpec
-from launcher.supervise import Failed, Kill, Overstayed, Say, Send, Supervisor
+from launcher.supervise import Failed, HostLost, Kill, Overstayed, Say, Send, Supervisor
 
 SCHEDULER, SERVER, WORKER0, WORKER1 = range(4)
 
@@ -318,3 +318,40 @@ def test_losing_an_agent_ends_its_processes_and_stops_the_others() -> None:
     assert machine.host_lost("far", "no way there", 101) == [Send(SIGTERM)]
     assert [p.spec.label for p in machine.running()] == ["scheduler", "server 0", "worker 0"]
     assert machine.status() == 1
+
+
+def on_hosts(*hosts: str, shrinks: bool = False, replicas: int = 0) -> Supervisor:
+    """A scheduler on the first host; on each of the others a server and a worker."""
+    places = [("scheduler", 0, hosts[0])]
+    places += [(role, rank, host) for role in ("server", "worker") for rank, host in enumerate(hosts[1:])]
+    specs = [ProcessSpec(role, rank, host, ("x",), {}) for role, rank, host in places]
+    machine = Supervisor(specs, 10, 100.0, shrinks=shrinks, replicas=replicas, elsewhere=True)
+    for index in range(len(places)):
+        machine.started(index, 1000 + index)
+    return machine
+
+
+def test_a_job_goes_on_without_a_host_that_it_can_do_without() -> None:
+    machine = on_hosts("a", "b", "c", shrinks=True, replicas=1)
+    assert machine.host_lost("c", "nothing was heard", 101) == [
+        Say("c: nothing was heard; the others go on without server 1, worker 1")
+    ]
+    end(machine, 0, 0, 1, 3)
+    assert machine.finished(102)
+    assert machine.status() == 0
+
+
+@pytest.mark.parametrize(("shrinks", "replicas"), [(True, 0), (False, 1), (False, 0)])
+def test_else_it_ends_and_the_host_is_named(shrinks: bool, replicas: int) -> None:
+    machine = on_hosts("a", "b", "c", shrinks=shrinks, replicas=replicas)
+    assert machine.host_lost("c", "nothing was heard", 101) == [Send(SIGTERM)]
+    assert isinstance(machine.cause, HostLost)
+    assert [p.spec.label for p in machine.cause.processes] == ["server 1", "worker 1"]
+
+
+def test_a_host_is_missed_later_than_its_processes_are_by_others() -> None:
+    machine = on_hosts("a", "b", "c")
+    machine.exited(3, 1, 101, by("worker 1"))
+    assert machine.tick(102.9) == []
+    assert machine.host_lost("c", "nothing was heard", 103) == [Send(SIGTERM)]
+    assert isinstance(machine.cause, HostLost)
