@@ -14,6 +14,7 @@ from typing import Any
 from .console import Console
 from .control import Control
 from .error_record import ErrorRecord
+from .errors import UsageError
 from .hosts import Host
 from .keys import JobKeys
 from .link import AgentLink
@@ -125,7 +126,7 @@ class Job:
         now = time.monotonic()
         if not self._opening.started and now >= self._greeted_by:
             for host in self._opening.missing()[:1]:
-                self._act(self._supervisor.host_lost(host, "no agent has answered from there in time", now))
+                self._lose(host, "no agent has answered from there in time")
         self._act(self._supervisor.tick(now))
 
     def _timeout(self) -> float | None:
@@ -171,7 +172,11 @@ class Job:
             _clean_up(pids, self._directories.get(agent.host))
             reason = "the launcher's agent died; its processes were killed"
         if not self._ending:
-            self._act(self._supervisor.host_lost(agent.host, reason or agent.why(code), time.monotonic()))
+            self._lose(agent.host, reason or agent.why(code))
+
+    def _lose(self, host: str, reason: str) -> None:
+        now, needed = time.monotonic(), not self._opening.started
+        self._act(self._supervisor.host_lost(host, reason, now, needed))
 
     def _orders(self, orders: Orders) -> None:
         for host, order in orders:
@@ -191,7 +196,7 @@ class Job:
                 case "refused":
                     raise NotReady(agent.host, event["error"])
         except NotReady as error:
-            self._act(self._supervisor.host_lost(error.host, str(error), time.monotonic()))
+            self._lose(error.host, str(error))
 
     def _on_event(self, agent: AgentLink, event: Message) -> None:
         now = time.monotonic()
@@ -246,6 +251,9 @@ class Job:
             servers = next(process.host for process in self._spec.processes if process.role == "server")
             self._order_to(servers, {"do": "scale", "servers": planned.servers})
             return None
+        connected = {agent.host for agent in self._agents}
+        if lost := [spec.host for spec in planned.start if spec.host not in connected]:
+            raise UsageError(f"{lost[0]} is lost, where the next worker was to run")
         for spec in planned.start:
             self._start(spec)
         for process in planned.end:

@@ -119,7 +119,7 @@ def plan(
         total = 1 + options.num_servers + options.num_workers
         shared = "this host" if len(hosts) == 1 else f"{len(hosts)} hosts"
         notices.append(f"OMP_NUM_THREADS=1, for {total} processes share {shared}; set it to choose another number")
-    roles = _Roles(options, Placement(hosts, options.num_workers, options.servers_on), workers)
+    roles = _Roles(options, Placement(hosts, options.num_workers, options.servers_on), _addresses(hosts), workers)
     processes = [roles.scheduler(common), *(roles.server(rank, servers) for rank in range(options.max_servers))]
     processes += [roles.worker(rank) for rank in range(options.num_workers)]
     if options.replicas and len({p.host for p in processes if p.role == "server"}) == 1 < len(hosts):
@@ -215,33 +215,40 @@ def _forwarded(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
             yield name, value
 
 
+def _addresses(hosts: Sequence[Host]) -> dict[str, dict[str, str]]:
+    """By host: the variable that says where others reach it, if the user does."""
+    return {host.name: {"DMLC_NODE_HOST": host.address} if host.address else {} for host in hosts}
+
+
 @dataclass
 class _Roles:
     """The processes of each role."""
 
     options: Options
     placement: Placement
+    addresses: dict[str, dict[str, str]]
     workers: dict[str, str]  # the environment of each, but for its rank
 
     def scheduler(self, env: dict[str, str]) -> ProcessSpec:
-        argv = self.options.server_command or self.options.command
-        return ProcessSpec("scheduler", 0, self.placement.scheduler, argv, {"DMLC_ROLE": "scheduler"} | env)
+        return self._process("scheduler", 0, self.placement.scheduler, env)
 
     def server(self, rank: int, env: dict[str, str]) -> ProcessSpec:
-        argv, own = self.options.server_command or self.options.command, {"DMLC_ROLE": "server"}
-        own["DMLC_SERVER_ID"] = str(rank)
-        starts = rank < self.options.num_servers
-        return ProcessSpec("server", rank, self.placement.server(rank), argv, own | env, starts)
+        host, starts = self.placement.server(rank), rank < self.options.num_servers
+        return self._process("server", rank, host, {"DMLC_SERVER_ID": str(rank)} | env, starts)
 
     def worker(self, rank: int) -> ProcessSpec:
         own = {
-            "DMLC_ROLE": "worker",
             "DMLC_WORKER_ID": str(rank),
             "RANK": str(rank),
             "WORLD_SIZE": str(_at_the_start(self.options)),
             "LOCAL_RANK": str(self.placement.local_rank(rank)),
         }
-        return ProcessSpec("worker", rank, self.placement.worker(rank), self.options.command, own | self.workers)
+        return self._process("worker", rank, self.placement.worker(rank), own | self.workers)
+
+    def _process(self, role: str, rank: int, host: str, env: dict[str, str], starts: bool = True) -> ProcessSpec:
+        other = None if role == "worker" else self.options.server_command
+        own = {"DMLC_ROLE": role} | self.addresses[host]
+        return ProcessSpec(role, rank, host, other or self.options.command, own | env, starts)
 
 
 def _parse_env(option: str, texts: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:

@@ -235,19 +235,22 @@ class Supervisor:
             return [Say(f"killing {_count(len(self.running()))}"), *self.tick(now)]
         return []
 
-    def host_lost(self, host: str, reason: str, now: float) -> list[Action]:
-        """Nobody looks after the processes of a host any more: they have ended, or will by themselves."""
+    def host_lost(self, host: str, reason: str, now: float, needed: bool = False) -> list[Action]:
+        """Nobody looks after the processes of a host any more: they have ended, or will by themselves.
+
+        ``needed``: the job cannot go on without this host, whatever ran there.
+        """
         lost = [process for process in self.running() if process.spec.host == host]
         for process in lost:
             process.exit, process.ended = -signal.SIGKILL, now
         if self.cause is not None:
             return []
-        if not lost or not all(map(self._can_do_without, lost)):
+        if needed or not all(map(self._can_do_without, lost)):
             started = tuple(process for process in lost if process.pid is not None)
             return self._stop(HostLost(host, reason, started), signal.SIGTERM, now)
         for process in lost:
             process.dropped = True
-        names = ", ".join(process.spec.label for process in lost)
+        names = ", ".join(process.spec.label for process in lost) or "it"
         return [Say(f"{host}: {reason}; the others go on without {names}"), *self._at_end(now)]
 
     def tick(self, now: float) -> list[Action]:

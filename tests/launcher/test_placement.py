@@ -70,6 +70,11 @@ def test_other_hosts_get_settings_and_nothing_else_of_the_environment() -> None:
     assert planned("-H", "x", "-n", "1", "--interface", "eth1").processes[0].env["DMLC_INTERFACE"] == "eth1"
 
 
+def test_servers_say_the_address_that_the_hostfile_has_for_their_host() -> None:
+    spec = planned("-H", "x", "-n", "2", "-s", "2", hosts=(Host("a"), Host("b", address="192.0.2.2")))
+    assert [p.env.get("DMLC_NODE_HOST") for p in spec.processes if p.role == "server"] == [None, "192.0.2.2"]
+
+
 def test_the_directory_is_the_same_everywhere_unless_told() -> None:
     mixed = (Host("localhost"), Host("b"))
     assert planned("-H", "x", "-n", "1", hosts=mixed).cwd == {"b": "/here"}

@@ -349,6 +349,15 @@ def test_else_it_ends_and_the_host_is_named(shrinks: bool, replicas: int) -> Non
     assert [p.spec.label for p in machine.cause.processes] == ["server 1", "worker 1"]
 
 
+def test_a_host_whose_processes_have_ended_is_not_missed() -> None:
+    machine = on_hosts("a", "b", "c")
+    end(machine, 0, 2, 4)
+    assert machine.host_lost("c", "it was switched off", 101) == [
+        Say("c: it was switched off; the others go on without it")
+    ]
+    assert isinstance(on_hosts("a", "b").host_lost("d", "it is off", 101, needed=True)[0], Send)
+
+
 def test_a_host_is_missed_later_than_its_processes_are_by_others() -> None:
     machine = on_hosts("a", "b", "c")
     machine.exited(3, 1, 101, by("worker 1"))
