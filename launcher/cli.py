@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from . import carriers
+from . import batch, carriers
 from .check import check
 from .console import Console
 from .errors import UsageError
@@ -30,7 +30,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "pslite-launch") -> int:
 
     Raises SystemExit on ``--help`` (0) and on mistakes in the command line (2).
     """
-    options = parse(sys.argv[1:] if argv is None else argv, prog)
+    arguments = sys.argv[1:] if argv is None else argv
+    options = parse(arguments, prog)
+    if (script := batch.script(options, os.environ, arguments)) is not None:
+        sys.stdout.buffer.write(os.fsencode(script))
+        return 0
     job = secrets.token_hex(8)
     try:
         carrier = carriers.load(options.launcher)

@@ -9,7 +9,7 @@ from typing import Any
 
 from . import values
 
-LAUNCHERS = ("local", "ssh")
+LAUNCHERS = ("local", "ssh", "mpi", "slurm", "sge")
 
 _USAGE = "%(prog)s -n N [-s N] [options] [--] COMMAND [ARG ...]"
 _DESCRIPTION = """\
@@ -41,6 +41,7 @@ class Options:
     sync_dst_dir: str | None = None
     python: str | None = None
     ssh_option: tuple[str, ...] = ()
+    sbatch: bool = False
     check: bool = False
     server_command: tuple[str, ...] | None = None
     env: tuple[str, ...] = ()
@@ -107,6 +108,8 @@ def _check_hosts(args: argparse.Namespace, parser: argparse.ArgumentParser) -> N
     for option in ("sync_dst_dir", "ssh_option"):
         if getattr(args, option) and args.launcher != "ssh":
             parser.error(f"--{option.replace('_', '-')} needs --launcher ssh")
+    if args.sbatch and args.launcher != "slurm":
+        parser.error("--sbatch needs --launcher slurm")
     if args.check and args.num_workers is None:
         args.num_workers = 1
 
@@ -227,6 +230,9 @@ def _add_hosts(group: argparse._ArgumentGroup) -> None:
         default=[],
         metavar="NAME=V",
         help="as in ssh_config, in place of what stands there (repeatable)",
+    )
+    group.add_argument(
+        "--sbatch", action="store_true", help="print the batch script of --launcher slurm, and start nothing"
     )
     group.add_argument("--check", action="store_true", help="look at every host, and start nothing")
 

@@ -13,7 +13,7 @@ OPTIONS = {
     *("--max-restarts", "--max-servers", "--replicas"),
     *("--on-worker-lost", "--elastic"),
     *("--format", "-h", "--help", "--launcher", "-H", "--hostfile", "--sync-dst-dir", "--servers-on", "--interface"),
-    *("--chdir", "--python", "--ssh-option", "--check"),
+    *("--chdir", "--python", "--ssh-option", "--sbatch", "--check"),
     *("--env", "--env-server", "--env-worker", "--log-dir", "--color", "--no-prefix", "--timestamps", "--p3"),
     *("--checkpoint-dir", "--checkpoint-every", "--checkpoint-keep", "--resume"),
 }
@@ -71,6 +71,7 @@ def test_the_launchers_options_after_the_command_are_the_commands() -> None:
         (["-n", "1", "--launcher", "local", "-H", "a", "python"], "--launcher local runs on this host only"),
         (["-n", "1", "--ssh-option", "Port=22", "python"], "--ssh-option needs --launcher ssh"),
         (["-n", "1", "--sync-dst-dir", "/x", "python"], "--sync-dst-dir needs --launcher ssh"),
+        (["-n", "1", "--sbatch", "python"], "--sbatch needs --launcher slurm"),
         (["-n", "2", "-s", "1", "--replicas", "1", "python"], "give -s 2 or more"),
         (["-n", "1", "--replicas", "1", "python"], "give -s 2 or more"),
         (["-n", "1", "--replicas", "2", "python"], "invalid choice"),
