@@ -14,6 +14,8 @@ from .options import Options
 
 #: These change what srun does or writes, and have no option that says the contrary.
 _IN_THE_WAY = ("SLURM_EXACT", "SLURM_EXCLUSIVE", "SLURM_LABELIO", "SLURM_UNBUFFEREDIO")
+#: GPUs by any of these are not the node's: a step gets one task's, or srun refuses.
+_GPUS = ("SLURM_GPUS_PER_TASK", "SLURM_GPUS_PER_SOCKET", "SLURM_NTASKS_PER_GPU", "SLURM_GPUS")
 _TASKS = re.compile(r"(\d+)(?:\(x(\d+)\))?")
 _LONGEST = 30  # seconds for scontrol, which asks nobody
 
@@ -28,9 +30,9 @@ def hosts(options: Options, environ: Mapping[str, str]) -> Sequence[Host]:
     if wrong := [name for name in _IN_THE_WAY if name in environ]:
         raise UsageError(f"{wrong[0]}={environ[wrong[0]]}: the steps of --launcher slurm cannot run with it: unset it")
     found = named(options) or nodes(environ, options.num_workers)
-    if len(found) > 1 and "SLURM_GPUS" in environ and "SLURM_GPUS_PER_NODE" not in environ:
-        wanted = f"--gpus {environ['SLURM_GPUS']} is of the whole job, and no step can have a part"
-        raise UsageError(f"{wanted}: ask for --gpus-per-node or --gres=gpu:N")
+    if wrong := [name for name in _GPUS if name in environ and (name != "SLURM_GPUS" or len(found) > 1)]:
+        option = "--" + wrong[0].removeprefix("SLURM_").lower().replace("_", "-")
+        raise UsageError(f"{option} gives a node's step not all of its GPUs: ask for --gpus-per-node or --gres=gpu:N")
     return found
 
 

@@ -74,6 +74,14 @@ def test_a_job_has_all_that_the_allocation_has_on_a_node(slurm: Slurm) -> None:
     ]
 
 
+def test_mpirun_comes_to_the_nodes_by_slurm(slurm: Slurm) -> None:
+    require(["mpirun"])
+    root = ("env", "OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1")
+    done = slurm.run(*TASKS, *root, *LAUNCH, "--launcher", "mpi", "-n", "4", "-s", "2", *SHOW)
+    assert done.returncode == 0, done.stderr
+    assert [host for _, (host, _) in sorted(shown(done.stdout).items())] == ["node1", "node1", "node2", "node2"]
+
+
 @contextmanager
 def sleeping(slurm: Slurm, notes: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
     """salloc with the launcher of a job that sleeps, and the pids of all processes; at the end none of these runs."""
@@ -125,7 +133,8 @@ def test_a_step_that_is_killed_is_a_host_that_is_lost(slurm: Slurm, notes: Path)
     [
         ([], {}, "--launcher slurm runs inside an allocation: put salloc"),
         (["salloc"], {"SLURM_LABELIO": "1"}, "SLURM_LABELIO=1: the steps of --launcher slurm cannot run with it"),
-        (["salloc", "-N2", "--gpus=4"], {}, "--gpus 4 is of the whole job"),
+        (["salloc", "-N2", "--gpus=4"], {}, "--gpus gives a node's step not all of its GPUs: ask for --gpus-per"),
+        (["salloc", "-n2", "--gpus-per-task=1"], {}, "--gpus-per-task gives a node's step not all"),
         (["salloc"], {"SLURM_JOB_NODELIST": ""}, "the nodes are not known"),
     ],
 )
