@@ -74,10 +74,10 @@ def test_a_job_has_all_that_the_allocation_has_on_a_node(slurm: Slurm) -> None:
     ]
 
 
-def test_mpirun_comes_to_the_nodes_by_slurm(slurm: Slurm) -> None:
+def test_mpirun_comes_to_the_nodes_by_slurm(slurm: Slurm, tmp_path: Path) -> None:
     require(["mpirun"])
-    root = ("env", "OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1")
-    done = slurm.run(*TASKS, *root, *LAUNCH, "--launcher", "mpi", "-n", "4", "-s", "2", *SHOW)
+    env = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "TMPDIR": str(tmp_path)}
+    done = slurm.run(*TASKS, *LAUNCH, "--launcher", "mpi", "-n", "4", "-s", "2", *SHOW, **env)
     assert done.returncode == 0, done.stderr
     assert [host for _, (host, _) in sorted(shown(done.stdout).items())] == ["node1", "node1", "node2", "node2"]
 
