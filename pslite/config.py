@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from . import network
 from .errors import ConfigError
 from .ids import ROLES
 
@@ -41,6 +42,7 @@ class Config:
     agent_fd: int | None = None  # where a server process is told which servers it has
     keeper_fd: int | None = None  # a server's connection to who keeps its memory for a successor; told there
     host: str = ""  # the address that peers reach this process at; empty lets the route to the scheduler decide
+    server_port: int = 0  # server r listens on this TCP port + r; 0: on any
     transport: str = "auto"
     security: str = ""  # "none": no keys, and any address
     key_file: str = ""  # this process's key; the roster of public keys is beside it
@@ -67,13 +69,14 @@ class Config:
         env = os.environ if environ is None else environ
         read = _Reader(env)
         role = read.role() or "worker"
+        root = _root(env)
         num_workers = read.number("DMLC_NUM_WORKER", 1, int, 1)
         num_servers = read.number("DMLC_NUM_SERVER", 1, int, 1)
         return cls(
             role=role,
             num_workers=num_workers,
             num_servers=num_servers,
-            root=_root(env),
+            root=root,
             root_fd=read.optional("PSLITE_ROOT_FD", int),
             rank=_wanted_rank(read, role, num_servers if role == "server" else num_workers),
             job=_job(env.get("PSLITE_JOB_ID", "")),
@@ -82,7 +85,8 @@ class Config:
             restarts=read.number("PSLITE_RESTARTS", 0, int, 0),
             replicas=read.number("PSLITE_REPLICAS", 0, int, 0, 1),
             agent_fd=read.optional("PSLITE_AGENT_FD", int),
-            host=env.get("DMLC_NODE_HOST", "") or _interface_address(env.get("DMLC_INTERFACE", "")),
+            host=_host(env, role, root),
+            server_port=read.number("PSLITE_SERVER_PORT", 0, int, 0, 65535),
             transport=read.choice("PSLITE_TRANSPORT", "auto", TRANSPORTS),
             security=read.choice("PSLITE_SECURITY", "", ("", "none")),
             key_file=env.get("PSLITE_KEY_FILE", ""),
@@ -117,13 +121,21 @@ class Config:
     @property
     def is_local(self) -> bool:
         """Whether every process of the job is on this host, as far as the root address tells."""
-        parts = urlsplit(self.root)
-        return parts.scheme != "tcp" or is_loopback(parts.hostname or "")
+        return not self.root.startswith("tcp:") or is_loopback(host_of(self.root))
 
 
 def role_in_job() -> str:
     """This process's role, or "" outside a job; raises ConfigError for an unknown one."""
     return _Reader(os.environ).role()
+
+
+def host_of(address: str) -> str:
+    """The host of ``tcp://host:port``, as it is written; "" for other addresses, and for one that is malformed."""
+    try:
+        parts = urlsplit(address)
+        return (parts.hostname or "") if parts.scheme == "tcp" else ""
+    except ValueError:
+        return ""
 
 
 def is_loopback(host: str) -> bool:
@@ -193,7 +205,7 @@ def _root(env: Mapping[str, str]) -> str:
         return ""
     if not port.isdigit() or not 0 < int(port) < 65536:
         raise ConfigError(name="DMLC_PS_ROOT_PORT", value=port or None, allowed="give the scheduler's port, 1 to 65535")
-    return f"tcp://[{uri}]:{port}" if ":" in uri else f"tcp://{uri}:{port}"
+    return network.join(uri.strip("[]"), port)
 
 
 def _wanted_rank(read: _Reader, role: str, count: int) -> int | None:
@@ -204,20 +216,12 @@ def _wanted_rank(read: _Reader, role: str, count: int) -> int | None:
     return None
 
 
-def _interface_address(name: str) -> str:
-    """The IPv4 address of a network interface; Linux only."""
-    if not name:
-        return ""
-    import fcntl
-    import socket
-    import struct
-
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            packed = fcntl.ioctl(probe.fileno(), 0x8915, struct.pack("256s", name.encode()[:15]))  # SIOCGIFADDR
-        except OSError:
-            known = ", ".join(n for _, n in socket.if_nameindex())
-            raise ConfigError(
-                name="DMLC_INTERFACE", value=name, allowed=f"interfaces with IPv4 are among {known}"
-            ) from None
-    return socket.inet_ntoa(packed[20:24])
+def _host(env: Mapping[str, str], role: str, root: str) -> str:
+    """The address that others reach this process at, if the environment says so. An interface counts for servers
+    only: the scheduler listens where the root says, workers nowhere, and they need not have it."""
+    host, name = env.get("DMLC_NODE_HOST", "").strip(" []"), env.get("DMLC_INTERFACE", "").strip()
+    if network.is_wildcard(host):
+        raise ConfigError(name="DMLC_NODE_HOST", value=host, allowed="give the address at which others reach this host")
+    if host or not name or role != "server":
+        return host
+    return network.address_on(name, host_of(root), network.interfaces())

@@ -36,6 +36,7 @@ __all__ = [
     "ShapeError",
     "StorageError",
     "UnknownKeyError",
+    "UnreachableError",
     "WaitTimeout",
     "WorkerDropped",
     "WorkerFailed",
@@ -280,7 +281,7 @@ class ForkError(PSError, RuntimeError):
 class JoinError(PSError):
     """Raised when a process cannot become a member of the job."""
 
-    fields = ("node", "reason")
+    fields: ClassVar[tuple[str, ...]] = ("node", "reason")
     node: str
     reason: str
 
@@ -291,11 +292,13 @@ class JoinError(PSError):
 class BindError(JoinError):
     """Raised when an address cannot be listened on."""
 
-    fields = ("address", "reason")
+    fields = ("node", "address", "interface", "reason")
     address: str
+    interface: str | None
 
     def describe(self) -> str:
-        return f"cannot listen on {self.address}: {self.reason}"
+        where = f"{self.address} ({self.interface})" if self.interface else self.address
+        return f"{self.node or 'this process'} cannot listen on {where}: {self.reason}"
 
 
 class AuthError(JoinError, PermissionError):
@@ -308,7 +311,7 @@ class AuthError(JoinError, PermissionError):
 class RendezvousTimeout(JoinError, TimeoutError):
     """Raised when the job is not complete within PSLITE_START_TIMEOUT; names who is missing."""
 
-    fields = ("missing", "seconds")
+    fields: ClassVar[tuple[str, ...]] = ("missing", "seconds")
     missing: list[str]
     seconds: float
 
@@ -317,6 +320,19 @@ class RendezvousTimeout(JoinError, TimeoutError):
         if any(" ended " in name for name in self.missing or ()):
             remedy = "every process has to call kvstore.create('dist_...'); a script with 'local' needs no launcher"
         return f"the job was not complete after {self.seconds:g} s: missing {_names(self.missing)}; {remedy}"
+
+
+class UnreachableError(RendezvousTimeout):
+    """Raised when there is no connection to the scheduler, or to a server, within PSLITE_START_TIMEOUT."""
+
+    fields = ("missing", "address", "source", "reason", "seconds")
+    address: str
+    source: str | None
+
+    def describe(self) -> str:
+        source = f", from {self.source}" if self.source else ""
+        who = f"{_names(self.missing)} at {self.address}"
+        return f"{who} was not reached in {self.seconds:g} s{source}: {self.reason}"
 
 
 # -- waiting ----------------------------------------------------------------------------------------------------------

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import stat
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pslite import security
-from pslite.config import Config, is_loopback
-from pslite.errors import ConfigError
+from pslite import network, security
+from pslite.config import Config, host_of, is_loopback
+from pslite.errors import BindError, ConfigError
+from pslite.network import Interface
 from pslite.van import shared
 from pslite.van.base import Van
+from pslite.van.causes import no_such_name, not_own
 from pslite.van.shared.exchange import Exchange
 from pslite.van.zmq_van import ZmqVan
 
@@ -67,7 +68,21 @@ def open_van(
     return ZmqVan(identity, config.role == "scheduler", exchange, keys)
 
 
-def to_listen(config: Config, identity: str) -> list[str]:
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a process listens. ``host``: what others are told instead of that address's own; "" if that will do."""
+
+    address: str
+    host: str = ""
+
+    def announced(self, bound: str) -> str:
+        """What others are told, when it is known at which address it listens, with the port."""
+        return network.join(self.host, bound.rpartition(":")[2]) if self.host else bound
+
+
+def to_listen(
+    config: Config, identity: str, interfaces: Callable[[], Sequence[Interface]] = network.interfaces
+) -> list[Endpoint]:
     """Where this process accepts connections. Workers bind nothing, and so work behind NAT.
 
     A job in one job directory uses ipc there and opens no TCP port unless the transport says so. Raises ConfigError
@@ -77,19 +92,91 @@ def to_listen(config: Config, identity: str) -> list[str]:
     if config.role == "worker":
         return []
     if config.role == "scheduler":
-        if scheme == "tcp":
-            _must_be_safe(urlsplit(config.root).hostname or "", config)
-        return [config.root]
+        return [_root_endpoint(config, interfaces) if scheme == "tcp" else Endpoint(config.root)]
     if scheme == "inproc":
-        return [f"inproc://{identity}"]
+        return [Endpoint(f"inproc://{identity}")]
     listen = []
     if config.job_dir and config.transport != "tcp":
-        listen.append(f"ipc://{config.job_dir}/{identity.rsplit('/', 1)[1]}.sock")
-    if config.transport == "tcp" or not config.is_local or not config.job_dir:
+        listen.append(Endpoint(f"ipc://{config.job_dir}/{identity.rsplit('/', 1)[1]}.sock"))
+    if _opens_a_port(config):
         host = config.host or _host_towards(config.root)
         _must_be_safe(host, config)
-        listen.append(f"tcp://[{host}]:0" if ":" in host else f"tcp://{host}:0")
+        endpoint = _endpoint(host, _server_port(config), interfaces())
+        _say_if_open(endpoint.address, config)
+        listen.append(endpoint)
     return listen
+
+
+def _endpoint(host: str, port: int, known: Sequence[Interface]) -> Endpoint:
+    """Where to listen to be reached at a host: there if that is an address of this one, else at all addresses.
+
+    Others find what a name stands for by themselves, and an address that is not of this host is that of a NAT, of a
+    container's host, or the like, which leads here.
+    """
+    if host == "localhost":
+        return Endpoint(network.join("127.0.0.1", port))
+    if network.is_own(host, known) or network.is_wildcard(host):
+        return Endpoint(network.join(host, port))
+    if network.kind_of(host) == "name":
+        return Endpoint(network.join("*", port), host)
+    return Endpoint(network.join("::" if network.is_ipv6(host) else "0.0.0.0", port), host)
+
+
+def _root_endpoint(config: Config, interfaces: Callable[[], Sequence[Interface]]) -> Endpoint:
+    """Where the scheduler listens: at the root, where all look for it, whatever interface it should prefer.
+
+    The root must be of this host, unless DMLC_NODE_HOST says the same, and so that it leads here. Raises BindError.
+    """
+    host = host_of(config.root)
+    _must_be_safe(host, config)
+    _say_if_open(host, config)
+    if config.root_fd is not None:
+        return Endpoint(config.root)
+    endpoint = _endpoint(host, urlsplit(config.root).port or 0, interfaces())
+    if not endpoint.host or host == config.host:
+        return endpoint
+    if network.kind_of(host) != "name":
+        return Endpoint(config.root)  # it cannot be listened on, and that error says what there is
+    try:
+        found = network.resolve(host)
+    except OSError as error:  # a cluster may name a host a little later than it starts what runs there
+        log.warning("%s", no_such_name(host, error))
+        return endpoint
+    if not any(network.is_own(address, interfaces()) for address in found):
+        reason = f"{host} is {', '.join(found)}, {not_own(interfaces())}"
+        raise BindError(address=config.root, node=config.role, reason=reason)
+    return endpoint
+
+
+def _server_port(config: Config) -> int:
+    """The port of a server, or 0 for any. A process may have several ranks, so each has a port of its own."""
+    if not config.server_port:
+        return 0
+    rank = 0 if config.num_servers == 1 else config.rank
+    if rank is None or config.server_port + rank > 65535:
+        remedy = "server r listens on this port + r: give the server its rank, in DMLC_SERVER_ID"
+        raise ConfigError(
+            name="PSLITE_SERVER_PORT",
+            value=config.server_port,
+            allowed=remedy if rank is None else "the ports of all servers must be below 65536",
+        )
+    return config.server_port + rank
+
+
+def check_root(config: Config) -> None:
+    """Raise ConfigError for a root that nobody can listen on, or that a process cannot connect to."""
+    if not config.root.startswith("tcp:"):
+        return
+    try:
+        host, port = host_of(config.root), urlsplit(config.root).port
+    except ValueError:
+        host, port = "", None
+    if not host or not port or "@" in config.root:
+        remedy = "give tcp://host:port, with a port from 1 to 65535; IPv6 in brackets: tcp://[fd00::1]:9091"
+        raise ConfigError(name="root", value=config.root, allowed=remedy)
+    if config.role != "scheduler" and network.is_wildcard(host):
+        remedy = f"{host} is to listen on, for the scheduler only: give the {config.role} an address of its host"
+        raise ConfigError(name="root", value=config.root, allowed=remedy)
 
 
 def pick(candidates: list[str]) -> str:
@@ -101,15 +188,16 @@ def pick(candidates: list[str]) -> str:
 
 
 def _host_towards(root: str) -> str:
-    """The address of this host on the route to the scheduler."""
-    parts = urlsplit(root)
-    host, port = parts.hostname or "127.0.0.1", parts.port or 1
+    """The address of this host on the route to the scheduler; or, on the scheduler's own host, the name of that."""
+    host = host_of(root) or "localhost"
     if is_loopback(host):
         return "127.0.0.1" if host == "localhost" else host
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind, protocol) as probe:
-        probe.connect(address)  # a UDP connect sends nothing, it only chooses the route
-        return str(probe.getsockname()[0])
+    try:
+        own = network.source_towards(host)
+    except OSError as error:
+        reason = f"which of its addresses leads to it is not known ({error.strerror}): give this one in DMLC_NODE_HOST"
+        raise ConfigError(name="root", value=root, allowed=reason) from None
+    return host if is_loopback(own) else own  # /etc/hosts may give the loopback to a host's own name
 
 
 def _must_be_private(directory: str) -> None:
@@ -123,10 +211,19 @@ def _must_be_private(directory: str) -> None:
         raise ConfigError(name="PSLITE_JOB_DIR", value=directory, allowed=remedy)
 
 
+def check_consent(config: Config) -> None:
+    """Raise ConfigError for a process that would listen where others reach it, and has no keys to know them by."""
+    if config.role == "server" and _opens_a_port(config):
+        _must_be_safe(config.host or host_of(config.root), config)
+
+
+def _opens_a_port(config: Config) -> bool:
+    """Whether a server listens by TCP."""
+    return config.transport == "tcp" or not config.is_local or not config.job_dir
+
+
 def _must_be_safe(host: str, config: Config) -> None:
-    if config.security == "none":
-        log.warning("listening on %s without authentication: PSLITE_SECURITY=none", host)
-    elif not is_loopback(host) and not config.key_file:
+    if config.security != "none" and not is_loopback(host or "localhost") and not config.key_file:
         raise ConfigError(
             name="DMLC_PS_ROOT_URI",
             value=config.root,
@@ -134,3 +231,8 @@ def _must_be_safe(host: str, config: Config) -> None:
             f"-s {config.num_servers}` and give each process its own in PSLITE_KEY_FILE, or set PSLITE_SECURITY=none "
             "on every process to accept that anybody on the network can take part",
         )
+
+
+def _say_if_open(host: str, config: Config) -> None:
+    if config.security == "none":
+        log.warning("listening on %s without authentication: PSLITE_SECURITY=none", host)

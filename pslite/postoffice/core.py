@@ -126,6 +126,15 @@ class Core:
         """Whether what we ask a node takes a connection of its own, and not that of the scheduler."""
         return node == self.backup or (self.role == "worker" and ids.role_of(node) == "server")
 
+    def linked(self, node: int) -> bool:
+        """Whether there is, or has been, a connection of our own to a node as it is now."""
+        return node in self._known_links
+
+    def unreached(self) -> list[Peer]:
+        """Those in the job that we connect to, while there has been no connection."""
+        wanted = [peer for node, peer in self.roster.items() if self._connects_to(node) and not self.linked(node)]
+        return [peer for peer in wanted if peer.ended is None and not peer.away]
+
     # -- events -------------------------------------------------------------------------------------------------------
 
     def on_event(self, now: float, event: VanEvent) -> list[Action]:

@@ -20,10 +20,8 @@ from pslite.delivery import Delivery, Pending
 from pslite.errors import (
     BarrierTimeout,
     ConfigError,
-    JoinError,
     PeerError,
     PSError,
-    RendezvousTimeout,
     RequestTimeout,
     UnknownKeyError,
     WaitTimeout,
@@ -36,12 +34,13 @@ from pslite.wire import Kind, Message, Op
 from . import addresses, place
 from .actions import PeerAway, PeerBack
 from .core import FOR_EVER, Core, error_of
+from .joining import Joining
 from .membership import Membership, Policy
 from .placement import key_ranges
 from .recovery import Recovery, routing_id
 from .scheduler import Scheduler
 from .shell import HANDLER_WITHIN, Shell
-from .supervised import LOOK_FOR_THE_END, Supervised, has_ended
+from .supervised import Supervised
 
 log = logging.getLogger("pslite")
 
@@ -232,14 +231,15 @@ class Postoffice:
     def start(self) -> None:
         """Join the job; returns when every process of it has.
 
-        Raises RendezvousTimeout that names the missing, JoinError if the scheduler refuses, BindError, PeerLost.
+        Raises RendezvousTimeout that names the missing, UnreachableError that says why there is no connection to one,
+        JoinError if the scheduler refuses, BindError, PeerLost.
         """
         try:
             if self.role == "scheduler":
                 self._open_job()
                 self._await_members()
             else:
-                self._join_job()
+                Joining(self.config, self._identity, self._core, self._shell, self._ask_scheduler).run()
         except BaseException:
             self._shell.close(linger=1.0)
             raise
@@ -266,7 +266,7 @@ class Postoffice:
         recovery = Recovery(delivery.job, membership.wanted, now, config.restarts > 0) if config.max_restarts else None
         self._core.scheduler = Scheduler(membership, recovery)
         [root] = addresses.to_listen(config, self._identity)
-        self._shell.van.bind(root, config.root_fd)
+        self._shell.van.bind(root.address, config.root_fd)
         self._shell.start()
 
     def _await_members(self) -> None:
@@ -282,38 +282,6 @@ class Postoffice:
             hints = self._supervised.read()
             self._shell.do(lambda now: self._core.on_hints(now, hints))
             self._supervised.report(self._core.given_up())
-
-    def _join_job(self) -> None:
-        config = self.config
-        self._core.delivery.job = config.job
-        own = [self._shell.van.bind(a) for a in addresses.to_listen(config, self._identity)]
-        self._shell.van.connect(ids.SCHEDULER, config.root)
-        wishes = config.rank, own, socket.gethostname(), os.getpid(), config.restarts, config.on_worker_lost
-        self._shell.do(lambda now: self._core.join(now, *wishes))
-        self._shell.start()
-        limit = None if config.start_timeout is None else self._clock() + config.start_timeout + 1
-        if not self._await_welcome(limit) and not self._ask_who_is_missing():
-            assert self._core.joining is not None
-            missing = self._core.joining.waiting_for or [f"scheduler at {config.root}"]
-            raise RendezvousTimeout(missing=missing, seconds=config.start_timeout)
-        self._shell.do(lambda now: self._core.connections())
-
-    def _await_welcome(self, limit: float | None) -> bool:
-        """Wait until this process is a member, or the limit; raises JoinError if the job is over."""
-        look_at = 0.0
-        while not self._core.ready and (limit is None or look_at < limit):
-            if has_ended(self.config.job_dir):
-                raise JoinError(node="this process", reason="the job has ended")
-            look_at = self._clock() + LOOK_FOR_THE_END
-            self._shell.wait_until(lambda: self._core.ready, look_at if limit is None else min(look_at, limit))
-        return self._core.ready
-
-    def _ask_who_is_missing(self) -> bool:
-        """The scheduler counts its time from its own start: it may be there and still wait. True if all came now."""
-        assert self._core.joining is not None
-        joining = [(ids.SCHEDULER, self._core.joining)]
-        self.ask(lambda: self._core.ready, lambda: joining, LAST_QUESTION)
-        return self._core.ready
 
     # -- requests and waiting -----------------------------------------------------------------------------------------
 
@@ -388,6 +356,10 @@ class Postoffice:
         nodes = {node for node, _ in asked}
         self._shell.do(lambda at: [send for node in nodes for send in self._core.delivery.probe(at, node)])
         return self._shell.wait_until(lambda: done() or all(p.asked_at >= now for _, p in pending()), now + within)
+
+    def _ask_scheduler(self, joining: list[tuple[int, Pending]]) -> None:
+        """Ask it who is missing, and give it a moment to say so."""
+        self.ask(lambda: self._core.ready, lambda: joining, LAST_QUESTION)
 
     def hand_over(self) -> None:
         """Send at once what waits for room, because this process ends and nothing more urgent will come."""

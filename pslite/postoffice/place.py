@@ -33,6 +33,7 @@ def checked(config: Config) -> tuple[Config, Keys | None]:
         raise ConfigError(name="PSLITE_REPLICAS", value=config.replicas, allowed=remedy)
     if not config.root:
         raise ConfigError(name="DMLC_PS_ROOT_URI", value=None, allowed="give the address of the scheduler")
+    addresses.check_root(config)
     config, keys = addresses.with_rank_of_key(config)
     if config.replicas and config.role == "server" and config.rank is not None:
         addresses.key_beside(config, (config.rank - 1) % config.num_servers)

@@ -20,7 +20,8 @@ import zmq
 from zmq.utils.garbage import gc as collector
 from zmq.utils.monitor import parse_monitor_message
 
-from pslite import ids
+from pslite import ids, network
+from pslite.config import host_of
 from pslite.errors import BindError, JoinError, ProtocolError
 from pslite.flow import SMALL, cost
 from pslite.memory import PACK_BELOW, KeptMemory
@@ -28,6 +29,7 @@ from pslite.security import Keys
 from pslite.wire import MAX_FRAME, Array, Flag, Link, Message, Place, decode, encode
 
 from .base import LinkDown, LinkRefused, LinkUp, Received, Rejected, Van, VanEvent
+from .causes import why_not_bound
 from .guard import DOMAIN, Guard, of_peer
 from .shared.exchange import TIDY_EVERY, Exchange
 from .shared.kept import KeptArena
@@ -84,6 +86,7 @@ class ZmqVan(Van):
         # Who knows a routing id can take over what is sent to it (ROUTER_HANDOVER). All members know each other's job,
         # role and incarnation; the rest of the id they do not.
         self._identity = (f"{secrets.token_hex(8)}/{identity}" if keys else identity).encode()
+        self._role = identity.rpartition("/")[0].rpartition("/")[2]  # for errors
         self._keys = keys
         self._guard = Guard(keys.roster.nodes if keys else {})
         self._look_at_roster = 0.0  # when it is due
@@ -134,15 +137,18 @@ class ZmqVan(Van):
         try:
             if fd is not None:
                 router.setsockopt(zmq.USE_FD, fd)  # the launcher opened it: no other process can take the address
-            router.setsockopt(zmq.IPV6, int("[" in address))  # else tcp://[::1] is "no such device"
+            router.setsockopt(zmq.IPV6, int("[" in address or "*" in address))  # else tcp://[::1] is "no such device"
             self._secure(router, address)
             router.bind(address)
         except zmq.ZMQError as error:
-            raise BindError(address=address, reason=zmq.strerror(error.errno or 0)) from error
+            interface = network.interface_of(host_of(address), network.interfaces())
+            reason = why_not_bound(address, error.errno or 0)
+            raise BindError(address=address, node=self._role, interface=interface, reason=reason) from error
         finally:
             if fd is not None:
                 router.setsockopt(zmq.USE_FD, -1)
             self._look(router)  # binding a second address may have swallowed the signal of the first one's peers
+            self.wake()  # a thread that polls does not know the new descriptor
         if fd is None and address.startswith("ipc://"):
             path = address.removeprefix("ipc://")
             with contextlib.suppress(OSError):  # an abstract socket has no file
@@ -153,7 +159,8 @@ class ZmqVan(Van):
         self.disconnect(node)
         dealer = self._socket(zmq.DEALER, heartbeats=node == ids.SCHEDULER)
         dealer.setsockopt(zmq.IDENTITY, self._identity)  # fresh per process: a reused one is ignored by the ROUTER
-        dealer.setsockopt(zmq.IPV6, int("[" in address))
+        # With it ZeroMQ takes IPv6 where there is any, even if this host has no way to it.
+        dealer.setsockopt(zmq.IPV6, int(network.is_reached_by_ipv6(host_of(address))))
         dealer.setsockopt(zmq.RECONNECT_IVL, 50)  # ms; the default backs off to nothing and finds a restart late
         dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
         # TCP asks again after 1, 3, 7, 15 s: it would find out late that a cut network is whole again.

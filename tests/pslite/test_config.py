@@ -36,7 +36,13 @@ def test_defaults() -> None:
         ({"PSLITE_JOB_ID": "abc"}, "job", "abc"),
         ({"PSLITE_JOB_DIR": "/x y"}, "job_dir", "/x y"),
         ({"DMLC_NODE_HOST": "10.0.0.9"}, "host", "10.0.0.9"),
-        ({"DMLC_INTERFACE": "lo"}, "host", "127.0.0.1"),
+        ({"DMLC_NODE_HOST": "[fd00::9]"}, "host", "fd00::9"),
+        ({"DMLC_ROLE": "server", "DMLC_INTERFACE": "lo"}, "host", "127.0.0.1"),
+        ({"DMLC_ROLE": "server", "DMLC_INTERFACE": "lo", "DMLC_NODE_HOST": "10.0.0.9"}, "host", "10.0.0.9"),
+        ({"DMLC_ROLE": "worker", "DMLC_INTERFACE": "nothere0"}, "host", ""),  # it listens nowhere
+        ({"DMLC_ROLE": "scheduler", "DMLC_INTERFACE": "nothere0"}, "host", ""),  # it listens at the root
+        ({"DMLC_PS_ROOT_URI": "[fd00::1]", "DMLC_PS_ROOT_PORT": "1"}, "root", "tcp://[fd00::1]:1"),
+        ({"PSLITE_SERVER_PORT": "9100"}, "server_port", 9100),
         ({"PSLITE_TRANSPORT": "TCP"}, "transport", "tcp"),
         ({"PSLITE_SECURITY": "none"}, "security", "none"),
         ({"PSLITE_CHECKPOINT_DIR": "/c"}, "checkpoint_dir", "/c"),
@@ -94,7 +100,8 @@ def test_a_variable_is_read(env: dict[str, str], field: str, value: Any) -> None
         ("MXNET_KVSTORE_BIGARRAY_BOUND", "0", "at least 1"),
         ("DMLC_PS_VAN_TYPE", "ibverbs", "allowed are zmq, p3"),
         ("MXNET_KVSTORE_SLICE_THRESHOLD", "0", "at least 1"),
-        ("DMLC_INTERFACE", "nothere0", "interfaces with IPv4 are among"),
+        ("PSLITE_SERVER_PORT", "65536", "at most 65535"),
+        ("DMLC_NODE_HOST", "0.0.0.0", "the address at which others reach this host"),
     ],
 )
 def test_a_bad_value_is_shown_with_what_is_allowed(name: str, value: str, said: str) -> None:
@@ -104,6 +111,11 @@ def test_a_bad_value_is_shown_with_what_is_allowed(name: str, value: str, said: 
     assert f"{name}=" in str(caught.value)
     assert value in str(caught.value)
     assert said in str(caught.value)
+
+
+def test_an_unknown_interface_is_shown_with_those_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"DMLC_INTERFACE='nothere0'.*no interface nothere0.*lo \(127\.0\.0\.1"):
+        Config.from_env({"DMLC_ROLE": "server", "DMLC_INTERFACE": "nothere0"})
 
 
 @pytest.mark.parametrize("port", ["", "0", "65536", "http", "-1"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -298,6 +299,37 @@ def test_an_address_that_cannot_be_used_is_named(address: str) -> None:
             van.bind(address)
     finally:
         van.close(0.0)
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize("root", ["tcp://127.0.0.1", "tcp://[::1]", "tcp://name.of.this.host"])
+def test_a_listening_socket_of_both_families_is_taken_over(root: str) -> None:
+    """Whatever the root is: the launcher's agent opened the socket, at all addresses of the host."""
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as made:
+        made.setblocking(False)
+        port = made.getsockname()[1]
+        van, workers = ZmqVan("job/scheduler/1"), [ZmqVan(f"job/worker/{number}") for number in range(3)]
+        try:
+            van.bind(f"{root}:{port}", os.dup(made.fileno()))
+            for worker, host in zip(workers, ["127.0.0.1", "[::1]", "localhost"], strict=True):
+                worker.connect(8, f"tcp://{host}:{port}")
+                assert next_event(worker) == LinkUp(8)
+        finally:
+            for each in (van, *workers):
+                each.close(0.0)
+
+
+@pytest.mark.sockets
+def test_all_addresses_of_both_families_can_be_listened_on() -> None:
+    van, workers = ZmqVan("job/server/1"), [ZmqVan(f"job/worker/{number}") for number in range(2)]
+    try:
+        port = van.bind("tcp://*:0").rpartition(":")[2]
+        for worker, host in zip(workers, ["127.0.0.1", "[::1]"], strict=True):
+            worker.connect(8, f"tcp://{host}:{port}")
+            assert next_event(worker) == LinkUp(8)
+    finally:
+        for each in (van, *workers):
+            each.close(0.0)
 
 
 @all_vans
