@@ -12,7 +12,7 @@ import os
 import pkgutil
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,8 +58,8 @@ class Case:
 
     def missing(self) -> str | None:
         """What this machine lacks for it; None if nothing."""
-        lacking = [need for need in self.needs if not _is_there(need)]
-        return f"case {self.id} needs {', '.join(lacking)}" if lacking else None
+        found = lacking(self.needs)
+        return f"case {self.id} needs {', '.join(found)}" if found else None
 
 
 CASES: list[Case] = []  # in the order of registration; `load` fills it
@@ -92,6 +92,11 @@ def load() -> list[Case]:
             importlib.import_module(f"{package.__name__}.{module}")
     assert len({case.id for case in CASES}) == len(CASES), "two cases have one name"
     return sorted(CASES, key=lambda case: case.number)
+
+
+def lacking(needs: Sequence[str]) -> list[str]:
+    """Which of these this machine does not have."""
+    return [need for need in needs if not _is_there(need)]
 
 
 def _is_there(need: str) -> bool:

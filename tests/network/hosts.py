@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
@@ -35,6 +36,17 @@ table inet faults {
     chain output {
         type filter hook output priority 0;
         ip daddr @mute drop
+    }
+}
+"""
+
+#: What a gateway does for the network behind it.
+_TRANSLATION = """
+table ip translation {
+    chain before { type nat hook prerouting priority -100; }
+    chain after {
+        type nat hook postrouting priority 100;
+        oifname "eth0" masquerade
     }
 }
 """
@@ -115,6 +127,15 @@ class Host(Namespace):
         towards = [] if other is None else ["dst", other.address]
         return len(self.run("ss", "-K", "-H", "-t", "state", "established", *towards).splitlines())
 
+    def give(self, *addresses: str) -> None:
+        """More addresses, as ``ip`` writes them; IPv6 at once, since nobody else here can have them."""
+        for address in addresses:
+            self.run("ip", "address", "add", address, "dev", "eth0", *(["nodad"] if ":" in address else []))
+
+    def forward(self, port: int, to: Host) -> None:
+        """What comes for a TCP port is for a host behind this one."""
+        self.run("nft", f"add rule ip translation before tcp dport {port} dnat to {to.address}")
+
     def limit(self, rate: str) -> None:
         """So many bits a second, as tc writes them, leave this host."""
         self.run(
@@ -124,6 +145,18 @@ class Host(Namespace):
 
 def _addresses(hosts: Sequence[Host]) -> str:
     return ", ".join(host.address for host in hosts)
+
+
+class Named:
+    """A host with its own /etc/hosts, which says what names stand for there."""
+
+    def __init__(self, host: Host, names: Path) -> None:
+        self.address, self._host, self._names = host.address, host, names
+
+    def within(self, *command: str) -> list[str]:
+        """The command that runs a command there."""
+        mount = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', str(self._names)]
+        return self._host.within(*mount, *command)
 
 
 @dataclass
@@ -162,6 +195,22 @@ class Network:
         self._switch.run("ip", "link", "set", port, "master", "br0", "up")
         host.run("ip", "address", "add", f"{host.address}/24", "dev", "eth0")
         host.run("ip", "link", "set", "eth0", "up")
+        return host
+
+    def behind(self, gateway: Host) -> Host:
+        """A new host in a private network: the others see what it sends as the gateway's, and cannot reach it."""
+        self._count += 1
+        inside = f"10.79.{self._count}."
+        host = Host(f"{inside}2")
+        self._add(host)
+        gateway.run("ip", "link", "add", "inside", "type", "veth", "peer", "name", "eth0", "netns", host.path)
+        gateway.run("ip", "address", "add", f"{inside}1/24", "dev", "inside")
+        gateway.run("ip", "link", "set", "inside", "up")
+        gateway.run("sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward")
+        gateway.run("nft", "-f", "-", input=_TRANSLATION)
+        host.run("ip", "address", "add", f"{host.address}/24", "dev", "eth0")
+        host.run("ip", "link", "set", "eth0", "up")
+        host.run("ip", "route", "add", "default", "via", f"{inside}1")
         return host
 
     def limit_towards(self, host: Host, rate: str) -> None:
