@@ -237,7 +237,7 @@ class Core:
         if known is None or changed:
             if message.op != Op.JOIN and self.returns and not self.ready:
                 return []  # it was for a scheduler that died: its sender will say HELLO, and ask again
-            if message.op != Op.JOIN:
+            if message.op != Op.JOIN or self.scheduler is None:
                 return self._refuse(now, link, message, "this process is not a member of the job")
             if message.seq != 1:  # it would be kept until its predecessors come
                 return self._refuse(now, link, message, "the first request of a process is to join")
