@@ -23,6 +23,7 @@ from .messages import malformed
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
 MESSAGES = 100_000
+EACH = 100  # by one connection
 CONNECTIONS = 5_000
 MOST = 50.0  # MiB that a process may grow
 
@@ -69,18 +70,20 @@ def check(target: Process, before: float) -> None:
 
 
 def send_messages(port: int, messages: Iterator[list[bytes]]) -> None:
-    """Send so many, at the pace of the target: after every thousand it refuses one by its number.
+    """Send so many, at the pace of the target, for what is not read yet lies in its memory.
 
-    Who sends many bad ones in a row is not listened to any more, so they come by many connections.
+    Who sends many bad ones in a row is not listened to any more, so they come by many connections. It takes one from
+    each in turn: when it has refused as many questions by their numbers as others sent messages, it has read these.
     """
     with zmq.Context() as context, connected(context, port) as asking:
-        for number in range(2**40, 2**40 + MESSAGES // 1000):
+        for first in range(2**40, 2**40 + MESSAGES // 10, EACH):
             socks = [connected(context, port) for _ in range(10)]
             for sock in socks:
-                for frames in itertools.islice(messages, 100):
+                for frames in itertools.islice(messages, EACH):
                     sock.send_multipart(frames)
-            question = Message(Kind.REQUEST, "fuzzed", sender=9, incarnation=777, seq=number, op=Op.BARRIER)
-            asking.send_multipart(encode(question))
+            for number in range(first, first + EACH):
+                question = Message(Kind.REQUEST, "fuzzed", sender=9, incarnation=777, seq=number, op=Op.BARRIER)
+                asking.send_multipart(encode(question))
             wait_until(lambda: number in replies(asking), 30, "the answer to a message")  # noqa: B023 - called here
             for sock in socks:
                 sock.close(linger=1000)
