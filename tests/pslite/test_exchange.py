@@ -462,6 +462,25 @@ def test_a_process_that_was_lost_is_forgotten(pair: Pair) -> None:
     assert pair.server.send(pair.link, message(SERVER, filled(pair.server, (50_000,))))
 
 
+def test_links_that_strangers_name_are_not_all_remembered(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "MAX_INCOMING", 10)
+    made = pair.server._exchange
+    assert made is not None
+    link = f"job/worker/{WORKER}".encode()
+    assert made.shares(link)
+    for number in range(1000):
+        assert not made.shares(f"stranger {number}".encode())
+        assert len(made._peers) <= 10
+    assert link in made._peers, "who shares memory is forgotten last"
+    for number in range(100):  # many names of one process
+        assert made.shares(f"{number}/{WORKER}".encode())
+    assert len(made._peers) == 10
+    received = pair.to_server(filled(pair.worker, (PACK_BELOW,)))
+    assert received.leases, "it is met again"
+    made.forget(int(WORKER, 16))
+    assert not made._peers and not made._incoming
+
+
 def test_nothing_is_left_in_the_directory(tmp_path: Path, fake_clock: FakeClock) -> None:
     pair = Pair(tmp_path, fake_clock)
     assert {path.suffix for path in tmp_path.iterdir()} == {".sock", ".shm"}

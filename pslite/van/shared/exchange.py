@@ -11,6 +11,7 @@ from .arena import Arena
 from .channel import Channel
 
 TIDY_EVERY = 1.0  # seconds between two looks whether there is memory to give back
+MAX_INCOMING = 4096  # links to us whose peers are remembered: who connects says by which, and may do so again and again
 
 
 def path_in(directory: str, incarnation: str) -> str:
@@ -42,7 +43,8 @@ class Exchange:
         self._look_at = 0.0  # when ``tidy`` is due
         self._directory = directory
         self._channel = Channel(path_in(directory, incarnation), int(incarnation, 16))
-        self._peers: dict[Link, _Peer] = {}
+        self._peers: dict[Link, _Peer] = {}  # the oldest first
+        self._incoming = 0  # of them
 
     def fileno(self) -> int:
         """Readable when ``receive`` has something to do."""
@@ -50,12 +52,22 @@ class Exchange:
 
     def meet(self, link: Link, incarnation: str) -> bool:
         """A connection to this process was made: whether it shares memory with us."""
+        self.part(link)
         peer = self._peers[link] = _Peer(path_in(self._directory, incarnation))
+        if isinstance(link, bytes):
+            self._incoming += 1
+            if self._incoming > MAX_INCOMING:
+                self.part(self._least())
         return peer.shares
+
+    def _least(self) -> Link:
+        """The incoming link whose loss costs least: its peer has nothing of ours, and else is offered it again."""
+        return min((link for link in self._peers if isinstance(link, bytes)), key=lambda link: self._peers[link].shares)
 
     def part(self, link: Link) -> None:
         """The connection is given up."""
-        self._peers.pop(link, None)
+        if self._peers.pop(link, None) is not None and isinstance(link, bytes):
+            self._incoming -= 1
 
     def shares(self, link: Link) -> bool:
         """Whether the peer behind a link reads our memory. An incoming link names its peer's incarnation."""
@@ -94,7 +106,8 @@ class Exchange:
         """A process has ended: drop its memory; views stay valid."""
         self._channel.forget(incarnation)
         path = path_in(self._directory, f"{incarnation:016x}")
-        self._peers = {link: peer for link, peer in self._peers.items() if peer.path != path}
+        for link in [link for link, peer in self._peers.items() if peer.path == path]:
+            self.part(link)
 
     def receive(self) -> None:
         """Take in what peers have offered and withdrawn."""
