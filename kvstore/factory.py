@@ -15,14 +15,14 @@ from typing import Any, NoReturn
 
 from pslite import Config, Postoffice
 from pslite.config import ON_WORKER_LOST, role_in_job
-from pslite.errors import ArgumentTypeError, ConfigError, JoinError, NotInClusterError, PeerError
+from pslite.errors import ArgumentTypeError, ConfigError, JoinError, NoMemoryError, NotInClusterError, PeerError
 
 from .base import KVStore
 from .dist import DistStore
 from .local import LocalStore
 from .p3 import check_type, open_store
 from .plugins import KVStoreBase
-from .server.hosting import serve as serve_job
+from .server.hosting import Host
 from .server.orders import Orders
 from .server.places import Places
 
@@ -150,14 +150,19 @@ def serve() -> None:
     orders = Orders.from_config(config) if config.role == "server" else None
     if orders is not None:
         _serve_places(config, Places(config, orders))
-    office = Postoffice(config)
     try:
-        status = serve_job(office)
+        host = Host(Postoffice(config))
+    except NoMemoryError as error:  # a setting that is wrong shows its traceback
+        log.error("%s", error)
+        record_error(config, config.rank or 0, error)
+        sys.exit(1)
+    try:
+        status = host.serve()
     except KeyboardInterrupt:  # the launcher passes Ctrl-C on to everybody: it is no error of this process
-        office.close(linger=0)
+        host.office.close(linger=0)
         sys.exit(130)
     if status:
-        record_error(config, office.rank, office.first_failure or RuntimeError("the job failed"))
+        record_error(config, host.office.rank, host.first_failure or RuntimeError("the job failed"))
     sys.exit(status)
 
 

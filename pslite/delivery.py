@@ -58,6 +58,7 @@ class Outbox:
     pending: dict[int, Pending] = field(default_factory=dict)  # by sequence number, in sending order
     acks: list[int] = field(default_factory=list)  # replies that the next request will acknowledge
     unsaid: int = 0  # bytes of replies that came since we last named any
+    missing: int = 0  # the first request that had to be sent again, when the receiver said last what it has; 0: none
     probes: int = 0  # sent since the last sign of progress
     probe_at: float | None = None
 
@@ -87,7 +88,8 @@ class Outbox:
         """
         unanswered = [*self.pending.values(), *self.window.clear()]
         self.link, self.away, self.pending, self.acks, self.unsaid = link, False, {}, [], 0
-        self.probes, self.probe_at = 0, None
+        self.missing = self.probes = 0
+        self.probe_at = None
         for pending in unanswered:
             self.window.wait(pending.message, pending)
         return self.release(now)
@@ -130,6 +132,11 @@ class Outbox:
         message.acks, message.floor, self.unsaid = self.acks[-MAX_ACKS:], self.floor, 0
         return message
 
+    def too_large(self) -> list[int] | None:
+        """Number and bytes of a request that was sent again, and may be more than the receiver has memory for."""
+        pending = self.pending.get(self.missing)
+        return [self.missing, cost(pending.message)] if pending is not None and cost(pending.message) else None
+
     def status(self, now: float, have: list[int], upto: int, why: list[str]) -> list[Message]:
         """The receiver has these requests in hand; the others below ``upto`` must be sent again."""
         held = set(within(have, self.pending))
@@ -140,6 +147,7 @@ class Outbox:
             elif seq < upto:
                 pending.message.flags |= Flag.BY_VALUE  # the receiver may have been unable to read our memory
                 lost.append(pending.message)
+        self.missing = lost[0].seq if lost else 0
         if lost:  # they are sent anew, and may be lost anew: ask as soon as after a first sending
             self.probes, self.probe_at = 0, now + self.resend_timeout
         return lost
@@ -429,6 +437,18 @@ class Delivery:
 
     # -- probes -------------------------------------------------------------------------------------------------------
 
+    def missing(self, probe: Message) -> tuple[Message, int] | None:
+        """What a probe says of a request that was sent in vain: one with its number, to be answered, and its bytes.
+
+        None if it says nothing, or if that has come by now, or is not the next.
+        """
+        if probe.body is None:
+            return None
+        seq, nbytes = probe.body
+        if (type(seq), type(nbytes)) != (int, int) or seq != max(self.next_from(probe.incarnation), probe.floor):
+            return None
+        return Message(Kind.REQUEST, probe.job, probe.sender, probe.recver, probe.incarnation, seq, probe.floor), nbytes
+
     def on_probe(self, link: Link, probe: Message, why: Callable[[Message], Iterable[str]]) -> list[Send]:
         """Tell the sender which of its requests are here, and what the oldest one waits for."""
         inbox = self._inboxes.get(probe.incarnation)
@@ -474,7 +494,8 @@ class Delivery:
         return min(due) if due else None
 
     def _ask(self, outbox: Outbox, kind: Kind) -> Send:
-        message = outbox.acknowledge(Message(kind, seq=outbox.next_seq))
+        body = outbox.too_large() if kind == Kind.PROBE else None
+        message = outbox.acknowledge(Message(kind, seq=outbox.next_seq, body=body))
         self._stamp(message, outbox.node)
         return Send(outbox.link, message)
 

@@ -24,6 +24,7 @@ __all__ = [
     "JoinError",
     "KeeperError",
     "KeyTypeError",
+    "NoMemoryError",
     "NotInClusterError",
     "PSError",
     "PeerError",
@@ -418,6 +419,20 @@ class RemoteError(PSError, RuntimeError):
 
     def describe(self) -> str:
         return f"{self.what} raised on {self.node}: {self.error}\n{self.trace or ''}".rstrip()
+
+
+class NoMemoryError(PSError, MemoryError):
+    """Raised when a process has no memory for what it is asked."""
+
+    fields = ("node", "what")
+    node: str
+    what: str
+
+    def describe(self) -> str:
+        return (
+            f"{self.node} has no memory for {self.what}; give it more (ulimit -v, a container's limit), "
+            "or start more servers"
+        )
 
 
 class KeeperError(PSError, RuntimeError):

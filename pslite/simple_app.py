@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .customer import Customer
-from .errors import ProtocolError, PSError, RemoteError
+from .errors import NoMemoryError, ProtocolError, PSError, RemoteError
 from .postoffice import SAME_AS_CONFIG, Postoffice
 from .wire import Flag, Kind, Message, Op, integer
 
@@ -97,7 +97,12 @@ def _data(message: Message) -> SimpleData:
 
 
 def answer_error(office: Postoffice, request: Message, error: Exception, what: str) -> None:
-    """Answer a request with an error; one that is not a PSError becomes a RemoteError with its traceback."""
+    """Answer a request with an error; one that is not a PSError becomes a RemoteError with its traceback.
+
+    A MemoryError is nobody's mistake, and says by itself what it was for.
+    """
+    if isinstance(error, MemoryError) and not isinstance(error, PSError):
+        error = NoMemoryError(node=office.name, what=f"a request: {error}"[:500])
     if isinstance(error, PSError):
         try:
             office.answer(request, Message(Kind.REPLY, flags=Flag.ERROR, body=error.to_wire()))

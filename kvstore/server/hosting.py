@@ -26,6 +26,12 @@ class Host:
         self._on_serving = on_serving
         self._adopted: list[tuple[threading.Thread, list[int]]] = []  # with the exit statuses; under the lock
         self._lock = threading.Lock()
+        self._failure: BaseException | None = None  # what ended a server here before the job was over; under the lock
+
+    @property
+    def first_failure(self) -> BaseException | None:
+        """What the job, or this process's part in it, ended by, as far as this process knows."""
+        return self.office.first_failure or self._failure
 
     def serve(self) -> int:
         """Serve until the job is over, then leave; returns the exit status, the worst of all its servers."""
@@ -60,9 +66,11 @@ class Host:
                 self._on_serving()
             office.wait_job_over()
             office.finalize(do_barrier=False)
-        except PSError as error:
+        except (PSError, MemoryError) as error:
             if not isinstance(error, ClosedError):  # else this process has ended it itself
-                log.error("%s", error)
+                log.error("%s", str(error) or repr(error))
+                with self._lock:
+                    self._failure = self._failure or error
             office.close()
             return 1
         finally:

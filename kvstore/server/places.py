@@ -28,7 +28,7 @@ class Places:
         self._serving: set[int] = set()  # ranks that have joined
         self._statuses: list[int] = []  # of those that served until the end of the job
         self._closed = False  # no more orders will come
-        self.first_failure: PSError | None = None
+        self.first_failure: BaseException | None = None
 
     def serve(self) -> int:
         """Serve; returns the exit status of the process, the worst of all its servers."""
@@ -95,7 +95,7 @@ class Places:
         try:
             status = host.serve()
         finally:
-            self._events.put(("end", (rank, status)))
+            self._events.put(("end", (rank, status, host.first_failure)))
 
     def _on_serving(self, rank: int) -> None:
         if rank in self._offices:
@@ -107,14 +107,14 @@ class Places:
         if order.rank in self._offices:
             self._offices[order.rank].release()
 
-    def _on_end(self, rank: int, status: int) -> None:
+    def _on_end(self, rank: int, status: int, failure: BaseException | None) -> None:
         office = self._offices.pop(rank)
         self._serving.discard(rank)
         if office.released and not status:
             failpoint("after_release")
             self._orders.say(f"released {rank}")
             return
-        self.first_failure = self.first_failure or office.first_failure
+        self.first_failure = self.first_failure or failure
         self._statuses.append(status)
 
     def _on_failure(self, error: PSError) -> None:

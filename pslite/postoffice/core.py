@@ -11,7 +11,17 @@ from typing import Any
 
 from pslite import ids
 from pslite.delivery import Delivery, Pending, Send
-from pslite.errors import AuthError, JoinError, PeerError, PeerLost, ProtocolError, PSError, WorkerFinished
+from pslite.errors import (
+    AuthError,
+    JoinError,
+    NoMemoryError,
+    PeerError,
+    PeerLost,
+    ProtocolError,
+    PSError,
+    WorkerFinished,
+)
+from pslite.flow import cost
 from pslite.van.base import LinkDown, LinkRefused, LinkUp, Received, Rejected, VanEvent
 from pslite.wire import Flag, Kind, Link, Message, Op
 
@@ -47,6 +57,7 @@ class Core:
     fatal: PSError | None = None  # why this process cannot go on
     first_failure: PeerError | None = None  # the first peer that failed or was lost; others follow it
     why: Callable[[Message], list[str]] = lambda _: []  # what a parked application request waits for
+    has_room: Callable[[Link, int], bool] = lambda *_: True  # whether there is memory for another message of this size
     again: bool = False  # this process took the place of one that died
     policy: str = "raise"  # what becomes of the others when a worker dies
     epoch: int = 0  # of the table of members, as the scheduler told it last
@@ -206,7 +217,7 @@ class Core:
         if message.kind in (Kind.PROBE, Kind.ACK) and not self._is_of_its_incarnation(link, message):
             return self._refuse(now, link, message, "this process is not a member of the job")
         if message.kind == Kind.PROBE:
-            return list(self.delivery.on_probe(link, message, self._why))
+            return [*self._on_missing(now, link, message), *self.delivery.on_probe(link, message, self._why)]
         if message.kind == Kind.STATUS:
             return list(self.delivery.on_status(now, link, message))
         if message.kind == Kind.CREDIT:
@@ -259,11 +270,26 @@ class Core:
             problem = f"operation {request.op} is not for a {sender} to ask of {ids.name_of(self.node)}"
             return [*self._warn(now, problem), *self.answer(request, error=ProtocolError(problem))]
         if request.op in (Op.DATA, Op.SIMPLE, Op.REPLICATE):
+            if (nbytes := cost(request)) and not self.has_room(link, nbytes):
+                return self._no_memory(request, nbytes)
             return [Deliver(request)]
         if request.op == Op.EVENT:
             return self._on_scheduler_event(now, request)
         assert self.scheduler is not None  # it alone answers the rest
         return carry_out(self, now, self.scheduler.on_request(link, request, now))
+
+    def _on_missing(self, now: float, link: Link, probe: Message) -> list[Action]:
+        """Refuse a request that is sent again and again for want of memory here: nothing else would end that."""
+        found = self.delivery.missing(probe) if self.ready else None
+        if found is None or self.has_room(link, found[1]):
+            return []
+        [request, *others], sends = self.delivery.on_request(link, found[0])
+        actions = [*sends, *self._no_memory(request, found[1])]
+        return actions + [action for other in others for action in self._dispatch(now, link, other)]
+
+    def _no_memory(self, request: Message, nbytes: int) -> list[Action]:
+        error = NoMemoryError(node=ids.name_of(self.node), what=f"a request of {nbytes} bytes")
+        return [*self.answer(request, error=error), Log("error", f"refused a request: {error}")]
 
     def _refuse(self, now: float, link: Link, message: Message, reason: str) -> list[Action]:
         if message.kind not in (Kind.REQUEST, Kind.PROBE):

@@ -81,6 +81,7 @@ class Postoffice:
         delivery = Delivery(incarnation, config.resend_timeout, lambda *sent: self._shell.van.weigh(*sent))
         self._core = Core(config.role, delivery, returns=config.max_restarts > 0, patience=config.start_timeout)
         self._core.replicas = config.replicas
+        self._core.has_room = lambda *asked: self._shell.van.has_room(*asked)
         self._shell = Shell(
             self._core,
             van or addresses.open_van(config, self._identity, clock, keys),

@@ -73,6 +73,10 @@ class Van(abc.ABC):
         """The bytes of a message's arrays that travel on a link; 0 if they are few."""
         return cost(message)
 
+    def has_room(self, link: Link, nbytes: int) -> bool:
+        """Whether this process has memory for another message with so many bytes on a link."""
+        return True
+
     def lend_from(self, memory: KeptMemory) -> None:  # noqa: B027 - most vans carry all bytes
         """Have peers read the arrays of this memory, too, where they are."""
 

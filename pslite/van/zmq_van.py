@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
-import functools
 import logging
 import os
 import secrets
@@ -28,6 +26,7 @@ from pslite.memory import PACK_BELOW, KeptMemory
 from pslite.security import Keys
 from pslite.wire import MAX_FRAME, Array, Flag, Link, Message, Place, decode, encode
 
+from . import allocation
 from .base import LinkDown, LinkRefused, LinkUp, Received, Rejected, Van, VanEvent
 from .causes import why_not_bound
 from .guard import DOMAIN, Guard, of_peer
@@ -35,9 +34,6 @@ from .shared.exchange import TIDY_EVERY, Exchange
 from .shared.kept import KeptArena
 
 log = logging.getLogger("pslite")
-
-# malloc.h: M_MMAP_THRESHOLD, whose largest value this is; M_TRIM_THRESHOLD; M_TOP_PAD
-_MALLOC = ((-3, 32 * 1024 * 1024), (-1, 1024 * 1024 * 1024), (-2, 64 * 1024 * 1024))
 
 COPY_BELOW = 64 * 1024  # bytes; for smaller frames a copy is cheaper than ZeroMQ's book-keeping of a foreign buffer
 HEARTBEAT_INTERVAL = 250  # ms
@@ -48,6 +44,8 @@ HANDSHAKE = 2000  # ms
 MAX_CLOSED = 20  # connections that a peer closed in the handshake, 50 ms apart: it will not have us as we are
 MAX_REFUSED = 1024  # links that nothing more is taken from
 LOOK_AT_ROSTER = 1.0  # seconds between two looks whether a key was taken out of it
+
+COPIES = 4  # of a frame that there are while ZeroMQ encrypts or decrypts it; it ends the process if it cannot have them
 
 _POLLIN = int(zmq.POLLIN)  # plain ints: the operators of pyzmq's enums cost microseconds
 _UP, _DOWN = int(zmq.EVENT_HANDSHAKE_SUCCEEDED), int(zmq.EVENT_DISCONNECTED)
@@ -80,6 +78,8 @@ class ZmqVan(Van):
         # Older ones can be blocked by a raw TCP client (CVE-2020-15166) or crashed by one (CVE-2021-20234 to 20237).
         if zmq.zmq_version_info() < (4, 3, 5):
             raise JoinError(node="this process", reason=f"libzmq {zmq.zmq_version()} is too old, 4.3.5 is needed")
+        allocation.prepare(large_frames=exchange is None)
+        self._limited = allocation.is_limited()
         self._context = zmq.Context()
         # The default of 1023 sockets is one DEALER and two monitor ends per peer: 341 peers.
         self._context.set(zmq.MAX_SOCKETS, 65_535)
@@ -96,8 +96,6 @@ class ZmqVan(Van):
         self._exchange = exchange
         if exchange is not None:
             self.memory = exchange.memory
-        else:
-            _keep_freed_memory()
         self._transports: dict[int, str] = {}  # by the node that we connected to
         self._files: dict[str, int] = {}  # sockets that we made in the file system, by path: their inodes
         self._router: zmq.Socket[bytes] | None = None
@@ -388,6 +386,12 @@ class ZmqVan(Van):
             weight -= sum(a.nbytes for a in message.arrays if a.nbytes >= PACK_BELOW and self._exchange.has(a))
         return weight if weight >= SMALL else 0
 
+    def has_room(self, link: Link, nbytes: int) -> bool:
+        if not self._limited:
+            return True
+        shares = self._exchange is not None and self._exchange.shares(link)
+        return allocation.has_room(nbytes * (COPIES if self._keys is not None and not shares else 1))
+
     def _keep_memory(self) -> None:
         """Take in what peers have offered, give back what was not needed for long; when there is nothing else to do."""
         if self._exchange is None:
@@ -442,15 +446,3 @@ def _fd(sock: zmq.Socket[bytes]) -> int:
     fd = sock.getsockopt(zmq.FD)
     assert isinstance(fd, int)
     return fd
-
-
-@functools.cache
-def _keep_freed_memory() -> None:
-    """Have the allocator keep what large frames leave free: else each takes new pages, which the kernel has to clear.
-
-    Measured with 102 MB by TCP: workers take 0.55 instead of 0.75 CPU seconds per GB. For glibc only.
-    """
-    with contextlib.suppress(AttributeError, OSError):
-        mallopt = ctypes.CDLL(None).mallopt
-        for option, nbytes in _MALLOC:
-            mallopt(option, nbytes)
