@@ -35,6 +35,7 @@ __all__ = [
     "RequestTimeout",
     "RowIndexError",
     "ShapeError",
+    "StateLost",
     "StorageError",
     "UnknownKeyError",
     "UnreachableError",
@@ -381,6 +382,13 @@ class PeerLost(PeerError):
 
     def describe(self) -> str:
         return f"{self.node} is lost: {self.reason}"
+
+
+class StateLost(PeerLost):
+    """Raised when a server was started again and has nothing of what its predecessor held, acknowledged pushes too."""
+
+    def describe(self) -> str:
+        return f"{self.node} came again without what its predecessor held: {self.reason}"
 
 
 class WorkerDropped(PeerLost):

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 
 from pslite import Postoffice
-from pslite.errors import ClosedError, PSError
+from pslite.errors import ClosedError, PSError, StateLost
 
 from .replica import Contents
 from .service import Service
@@ -61,7 +61,7 @@ class Host:
         try:
             office.start()
             if office.role == "server":
-                service = Service(office, contents, self.adopt)
+                service = self._service(office, contents)
             if office is self.office:
                 self._on_serving()
             office.wait_job_over()
@@ -80,6 +80,13 @@ class Host:
             return 0
         log.error("%s", office.first_failure)
         return 1
+
+    def _service(self, office: Postoffice, contents: Contents | None) -> Service:
+        try:
+            return Service(office, contents, self.adopt)
+        except StateLost as error:  # nobody else can tell: the others would ask it for what it does not have
+            office.leave("failed", error.reason)
+            raise
 
 
 def serve(office: Postoffice) -> int:

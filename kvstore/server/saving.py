@@ -73,6 +73,11 @@ class Saving:
         if office.rank == 0 and self._config.checkpoint_every:
             office.soon(self._tick, self._config.checkpoint_every)
 
+    @property
+    def resumes(self) -> bool:
+        """Whether there is a checkpoint that keys become what they were in."""
+        return self._resume is not None
+
     # -- the start ----------------------------------------------------------------------------------------------------
 
     def _open(self) -> None:

@@ -37,7 +37,7 @@ from kvstore.rows import Content, Ids, Rows
 from kvstore.spec import Place, Spec
 from pslite import WORKER_GROUP, Flag, KVMeta, KVPairs, KVServer, PeerAway, PeerBack, Postoffice, SimpleApp, SimpleData
 from pslite.dtypes import CODES
-from pslite.errors import PeerError, ProtocolError, PSError
+from pslite.errors import PeerError, ProtocolError, PSError, StateLost
 from pslite.failpoints import failpoint
 
 from .members import CALLS
@@ -50,6 +50,10 @@ from .ticket import Ticket
 
 log = logging.getLogger("kvstore.server")
 
+REMEDY = (
+    "start the whole job again, with PSLITE_RESUME=1 from a checkpoint in PSLITE_CHECKPOINT_DIR; "
+    "pslite-launch --max-restarts keeps what servers hold"
+)
 _NOT_FOR_EACH = "the values of a key-value message are not arrays, one or more for each key"
 
 
@@ -71,6 +75,8 @@ class Service:
         if adopt is not None and office.backup is not None:
             self._replication = Replication(office, self.store, adopt)
         self._saving = open_saving(office, self.store, self._finish)
+        if office.again and contents is None and self.store.kept is None:
+            self._must_resume()
         self._init = self.store.init if self._saving is None else self._saving.init
         self._data = KVServer(DATA_APP, office)
         office.on_peer_ended(self._on_peer_ended)
@@ -83,6 +89,12 @@ class Service:
             for node in office.node_ids(WORKER_GROUP):
                 if (ended := office.ended(node)) is not None:
                     self._on_peer_ended(node, ended)
+
+    def _must_resume(self) -> None:
+        """Nothing is left of what the predecessor acknowledged: go on from a checkpoint, or not at all."""
+        if self._saving is None or not self._saving.resumes:
+            self.close()
+            raise StateLost(node=self._office.name, reason=REMEDY)
 
     def close(self) -> None:
         """The job is over."""

@@ -21,6 +21,7 @@ from pslite.errors import (
     PeerLost,
     PSError,
     RendezvousTimeout,
+    StateLost,
     WorkerDropped,
     WorkerFailed,
     WorkerFinished,
@@ -394,11 +395,12 @@ class Membership:
     def leave(self, member: Member, request: Message) -> Outcome:
         """``body = [how, reason, wait]``: how is finished, left (rounds go on without it) or failed.
 
-        ``wait`` delays the answer until all workers left.
+        A server that fails has nothing to go on with. ``wait`` delays the answer until all workers left.
         """
         how, reason, wait = request.body
         if how == "failed":
-            self._end(member, State.FAILED, WorkerFailed(node=member.name, reason=reason))
+            failure = WorkerFailed if member.role == "worker" else StateLost
+            self._end(member, State.FAILED, failure(node=member.name, reason=reason))
         else:
             kind = WorkerLeft if how == "left" else WorkerFinished
             self._end(member, State.FINISHED, kind(node=member.name, reason=reason or "later rounds"))
