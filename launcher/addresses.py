@@ -32,27 +32,29 @@ def choose(address: str | None, interface: str | None, towards: Sequence[str]) -
     raise NoAddress(f"no way from here to {names}: give the scheduler's host an address=ADDRESS, or --interface")
 
 
-def listen(address: str, backlog: int) -> tuple[socket.socket, int]:
+def listen(address: str, backlog: int, port: int = 0) -> tuple[socket.socket, int]:
     """A socket that listens there, and its port; on all of its addresses if this one is none of this host's (NAT).
 
-    Raises NoAddress.
+    ``port``: 0 for any free one. Raises NoAddress.
     """
     try:
-        family, _, _, _, place = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0]
+        family, _, _, _, place = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
         raise NoAddress(f"{address}: {error.strerror or error}") from None
     listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # that of a job that has just ended
     try:
         try:
             listener.bind(place)
         except OSError as error:
             if error.errno != errno.EADDRNOTAVAIL:
                 raise
-            listener.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", 0))
+            listener.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))
         listener.listen(backlog)
     except OSError as error:
         listener.close()
-        raise NoAddress(f"cannot listen at {address}: {error.strerror}") from None
+        where = f"{address}, port {port}" if port else address
+        raise NoAddress(f"cannot listen at {where}: {error.strerror}") from None
     return listener, listener.getsockname()[1]
 
 

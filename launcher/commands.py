@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from . import carriers, cli, keys, scale
+from . import by_hand, carriers, cli, keys, scale
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,6 +77,7 @@ def _help() -> str:
 
 _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "launch": (_launch, "start a scheduler, servers and workers (the same as pslite-launch)"),
+    "run": (by_hand.main, "start one process of a job by hand, on any host"),
     "scale": (scale.main, "change how many workers or servers a running job has"),
     "bench": (
         partial(_become, "kvstore.bench"),

@@ -28,7 +28,7 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_an_unknown_command_is_told_which_exist(capsys: pytest.CaptureFixture[str]) -> None:
     assert commands.main(["lunch"]) == 2
-    assert "unknown command 'lunch'; known are launch, scale, bench, chaos, keys, env" in capsys.readouterr().err
+    assert "unknown command 'lunch'; known are launch, run, scale, bench, chaos, keys, env" in capsys.readouterr().err
 
 
 @pytest.mark.processes
