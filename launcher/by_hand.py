@@ -6,7 +6,6 @@ import argparse
 import ipaddress
 import os
 import re
-import shlex
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -16,20 +15,19 @@ from urllib.parse import urlsplit
 from . import addresses
 from .carriers import import_root
 from .errors import UsageError
+from .joining import first_lines
 from .keys import key_file
 
 _ROLES = ("scheduler", "server", "worker")
 _BACKLOG = 512
 
 #: What this sets. Inherited values may be those of another job: they are removed first. All others go through.
-_SETS = frozenset(
+SETS = frozenset(
     (
         *("DMLC_ROLE", "DMLC_PS_ROOT_URI", "DMLC_PS_ROOT_PORT", "PSLITE_ROOT", "PSLITE_ROOT_FD", "PSLITE_KEY_FILE"),
         *("DMLC_RANK", "DMLC_TASK_ID", "DMLC_WORKER_ID", "DMLC_SERVER_ID", "RANK", "WORLD_SIZE", "PSLITE_AGENT_FD"),
     )
 )
-#: What the scheduler has in its environment, and the others must have likewise.
-_THE_SAME_FOR_ALL = ("PSLITE_SECURITY", "PSLITE_REPLICAS", "PSLITE_MAX_RESTARTS", "PSLITE_JOB_ID")
 
 _USAGE = "%(prog)s --role ROLE [options] [--] COMMAND [ARG ...]"
 _DESCRIPTION = """\
@@ -84,7 +82,9 @@ def _scheduler(args: argparse.Namespace, command: Sequence[str]) -> dict[str, st
     listener.setblocking(False)  # accept() must not block when a peer has left the queue again
     os.set_inheritable(listener.fileno(), True)
     if not wanted:
-        sys.stderr.write(_lines(args, f"tcp://{_bracketed(_reached_at(host))}:{port}", command))
+        root = f"tcp://{_bracketed(_reached_at(host))}:{port}"
+        keys = str(Path(args.key).parent) if args.key and not Path(args.key).is_dir() else args.key or None
+        sys.stderr.write(first_lines(root, args.workers, args.servers, keys, command, os.environ))
     return _environment(args, host, port, None, key) | {"PSLITE_ROOT_FD": str(listener.detach())}
 
 
@@ -105,7 +105,7 @@ def _member(args: argparse.Namespace) -> dict[str, str]:
 def _environment(
     args: argparse.Namespace, host: str, port: int, rank: int | None, key: str | None
 ) -> dict[str, str]:
-    env = {name: value for name, value in os.environ.items() if name not in _SETS}
+    env = {name: value for name, value in os.environ.items() if name not in SETS}
     env |= {"DMLC_ROLE": args.role, "PSLITE_ROOT": f"tcp://{_bracketed(host)}:{port}"}
     env |= {"DMLC_PS_ROOT_URI": host, "DMLC_PS_ROOT_PORT": str(port)}
     env.setdefault("DMLC_JOB_CLUSTER", "hand")
@@ -123,25 +123,6 @@ def _environment(
     if path := os.pathsep.join(filter(None, (import_root(), env.get("PYTHONPATH")))):
         env["PYTHONPATH"] = path
     return env
-
-
-def _lines(args: argparse.Namespace, root: str, command: Sequence[str]) -> str:
-    """What to type for servers and workers."""
-    settings = [f"{name}={shlex.quote(os.environ[name])}" for name in _THE_SAME_FOR_ALL if os.environ.get(name)]
-    keys = args.key if args.key is None or Path(args.key).is_dir() else str(Path(args.key).parent)
-    lines = [f"pslite: the scheduler listens on {root}; start the others by"]
-    for role, count in (("server", args.servers), ("worker", args.workers)):
-        words = ["pslite", "run", "--role", role, "--root", root, "-n", str(args.workers), "-s", str(args.servers)]
-        words += ["--key", keys, "--rank", "0"] if keys is not None else []
-        line = " ".join([*settings, shlex.join([*words, "--", *command])])
-        lines.append(f"  {line}{_how_often(count, keys)}")
-    return "\n".join(lines) + "\n"
-
-
-def _how_often(count: int, keys: str | None) -> str:
-    if count == 1:
-        return ""
-    return f"  # {count} times" if keys is None else f"  # and --rank 1{f' to {count - 1}' if count > 2 else ''}"
 
 
 # Addresses
@@ -181,8 +162,7 @@ def _reached_at(host: str) -> str:
 
 def _key(args: argparse.Namespace, host: str, rank: int | None) -> str | None:
     """The path of this process's key; None if it needs none. Raises UsageError."""
-    given = args.key or os.environ.get("PSLITE_KEY_FILE")
-    if not given:
+    if not args.key:
         if _is_loopback(host) or os.environ.get("PSLITE_SECURITY", "").strip().lower() == "none":
             return None
         make = f"pslite keys DIR -n {args.workers or 'N'} -s {args.servers or 'N'}"
@@ -190,7 +170,7 @@ def _key(args: argparse.Namespace, host: str, rank: int | None) -> str | None:
             f"other hosts reach {host}, and there is no key: make some with `{make}` and give --key DIR, or set "
             "PSLITE_SECURITY=none for every process to accept that anybody on the network can take part"
         )
-    path = Path(given)
+    path = Path(args.key)
     if path.is_dir():
         path = _key_in(path, args.role, rank)
     if not path.is_file():
@@ -239,6 +219,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--key",
         metavar="FILE_OR_DIR",
+        default=os.environ.get("PSLITE_KEY_FILE") or None,
         help="this process's key, or where the keys of the job are (default: PSLITE_KEY_FILE)",
     )
     for option, name, what in (("-n", "workers", "WORKER"), ("-s", "servers", "SERVER")):

@@ -16,6 +16,7 @@ from .control import Control
 from .error_record import ErrorRecord
 from .errors import UsageError
 from .hosts import Host
+from .joining import one_more
 from .keys import JobKeys
 from .link import AgentLink
 from .logs import LogFiles, Prefixer, Tails
@@ -65,7 +66,7 @@ class Job:
         self._control: Control | None = None  # of an elastic job that runs
         self._own_directory: str | None = None  # with the socket of ``_control``, if no agent here has one
         self._ending = False  # the agents were told to end
-        self._directories: dict[str, str] = {}  # by host: for cleaning up after an agent here that died
+        self._directories: dict[str, str] = {}  # of the job, by host
 
     def run(self, signals: SignalPipe) -> int:
         """Start everything, wait for the end, report. Returns the exit status."""
@@ -191,7 +192,7 @@ class Job:
                 case "hello":
                     self._orders(self._opening.greeted(agent.host, event))
                 case "opened":
-                    self._take_requests()
+                    self._take_requests(event["root"])
                     self._orders(self._opening.opened(event["root"]))
                 case "refused":
                     raise NotReady(agent.host, event["error"])
@@ -206,8 +207,7 @@ class Job:
                     agent.greeted(event)
                 self._open(agent, event)
             case "placed":
-                if agent.is_here:
-                    self._directories[agent.host] = event["directory"]
+                self._directories[agent.host] = event["directory"]
             case "started":
                 self._supervisor.started(event["id"], event["pid"])
             case "output":
@@ -227,17 +227,22 @@ class Job:
             case "failed":
                 self._act(self._supervisor.could_not_start(event["id"], event["error"], event["code"], now))
 
-    def _take_requests(self) -> None:
+    def _take_requests(self, root: str) -> None:
         """Before any process starts: who reads the line may act on it at once."""
         if self._spec.elastic is None and not self._spec.shards:
             return
-        directory = self._directories.get(self._spec.hosts[0].name)
-        if directory is None:
+        first = self._spec.hosts[0]
+        place = directory = self._directories[first.name]
+        if not first.is_here:
             directory = self._own_directory = str(make_directory())
         self._control = Control(directory)
         if self._spec.elastic is not None:
             least, most = self._spec.elastic.least, self._spec.elastic.most
             self._say(f"{least} to {most} workers: pslite scale --job {directory} --workers N")
+            if line := one_more(self._spec, root, place):
+                near = first.is_here or not self._spec.keys
+                where = "" if near else f" on {first.name}, or with that key and roster.json from there"
+                self._say(f"another one by hand{where}: {line}")
         if any(not process.starts for process in self._spec.processes):
             self._say(f"1 to {self._spec.shards} servers: pslite scale --job {directory} --servers N")
 

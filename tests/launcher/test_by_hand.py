@@ -14,6 +14,10 @@ from pathlib import Path
 import pytest
 
 from launcher import by_hand
+from launcher.hosts import Host
+from launcher.joining import one_more
+from launcher.options import parse
+from launcher.spec import plan
 
 from .launching import LONGEST, ROOT, environment
 
@@ -87,6 +91,49 @@ def test_the_lines_carry_what_must_be_the_same_for_all(tmp_path: Path, shells: E
     assert server.startswith("PSLITE_SECURITY=none PSLITE_REPLICAS=1 pslite run --role server --root tcp://127.0.0.1:")
     assert worker.endswith(f" -n 3 -s 2 -- {sys.executable} -c '' 'a b' '$(c)'  # 3 times")
     assert scheduler.wait(LONGEST) == 0
+
+
+JOINER = """
+import sys, time
+import kvstore
+kvstore.serve()
+import numpy as np
+kv = kvstore.create("dist_sync")
+kv.init("w", np.zeros(3))
+while kv.num_workers < 2:
+    kv.push("w", np.ones(3))
+    kv.step()
+    time.sleep(0.01)
+print("worker", kv.rank, "of", kv.live_ranks)
+kv.close(join=True)
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("security", ["", "none"], ids=["with keys", "without keys"])
+def test_a_running_job_says_how_one_more_joins(tmp_path: Path, shells: ExitStack, security: str) -> None:
+    (tmp_path / "join.py").write_text(JOINER)
+    line = f"pslite-launch --elastic 1:2 -s 1 --on-worker-lost shrink -- {sys.executable} join.py"
+    job = shell(shells, line, tmp_path, PSLITE_TRANSPORT="tcp", PSLITE_SECURITY=security)
+    assert job.stderr
+    mark = "another one by hand: "
+    said = next(line for line in job.stderr if mark in line).split(mark)[1].strip()
+    assert ("--rank 1 --key /" in said) is (not security), said
+    worker = shell(shells, said, tmp_path)
+    results = [process.communicate(timeout=LONGEST) for process in (worker, job)]
+    assert (worker.returncode, job.returncode) == (0, 0), results
+    assert results[0][0] == "worker 1 of [0, 1]\n"
+
+
+def test_a_job_that_is_full_or_has_no_port_is_not_joined() -> None:
+    options = parse(["--elastic", "1:2", "-n", "1", "-s", "1", "python", "t.py"], "launch.py")
+    hosts = [Host("localhost")]
+    assert one_more(plan(options, hosts, {}), "ipc:///tmp/x", "/tmp/d") is None
+    tcp = plan(options, hosts, {"PSLITE_TRANSPORT": "tcp"})
+    line = one_more(tcp, "tcp://h:1", "/tmp/a b")
+    assert line == "pslite run --role worker --root tcp://h:1 --rank 1 --key '/tmp/a b/keys' -- python t.py"
+    full = plan(parse(["--elastic", "1:2", "-n", "2", "python", "t.py"], "x"), hosts, {"PSLITE_TRANSPORT": "tcp"})
+    assert one_more(full, "tcp://h:1", "/tmp/d") is None
 
 
 def run(*arguments: str, **extra: str) -> dict[str, str]:
