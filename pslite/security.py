@@ -126,6 +126,8 @@ def _read(path: Path, others_may: int) -> dict[str, Any]:
             raise _refused(path, "it is no regular file")
         if found.st_uid not in (0, os.geteuid()):
             raise _refused(path, f"it belongs to user {found.st_uid}: it must be yours")
+        if found.st_uid != os.geteuid():  # root lets a group of ours read it, as Kubernetes does with a Secret
+            others_may |= stat.S_IRGRP
         if stat.S_IMODE(found.st_mode) & 0o077 & ~others_may:
             mode = f"{stat.S_IMODE(found.st_mode):04o}"
             raise _refused(path, f"its mode is {mode}, so that others have access: chmod 600 {path}")

@@ -78,6 +78,18 @@ def test_a_key_of_another_user_is_refused(ring: Keyring) -> None:
     assert "belongs to user 12345" in refused(ring)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has files of root")
+def test_a_key_that_root_gives_to_a_group_is_taken(ring: Keyring, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a pod of Kubernetes, whose user has the files of a Secret by his group; others must not have his own."""
+    ring.path("worker").chmod(0o440)
+    assert "its mode is 0440" in refused(ring)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    assert ring.keys("worker").role == "worker"
+    for mode in (0o444, 0o460, 0o441):
+        ring.path("worker").chmod(mode)
+        assert f"its mode is {mode:04o}" in refused(ring)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"role": "worker"}', "\0" * 40, "[" * 10_000, '{"a": 1e999}'])
 def test_a_damaged_file_is_refused(ring: Keyring, text: str) -> None:
     ring.path("worker").write_text(text)
