@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from . import batch, carriers
+from . import batch, carriers, kubernetes
 from .check import check
 from .console import Console
 from .errors import UsageError
@@ -37,6 +37,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "pslite-launch") -> int:
         return 0
     job = secrets.token_hex(8)
     try:
+        if options.launcher == "kubernetes":
+            _write_manifest(options, job)
+            return 0
         carrier = carriers.load(options.launcher)
         hosts = carrier.hosts(options, os.environ)
         carry = partial(carrier.argv, options=options)
@@ -105,6 +108,20 @@ def _open_log_files(options: Options, job: str, spec: JobSpec) -> LogFiles | Non
         return LogFiles(options.log_dir, job, spec.processes)
     except OSError as error:
         raise UsageError(f"--log-dir {options.log_dir}: {error.strerror}: {error.filename}") from error
+
+
+def _write_manifest(options: Options, job: str) -> None:
+    """What ``--launcher kubernetes`` does."""
+    kubernetes.check(options)
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # of another file system
+    spec = plan(options, [kubernetes.HOST], environ)
+    found = kubernetes.manifest(options, spec, job, _keys(spec))
+    sys.stdout.write(json.dumps(found, indent=1) + "\n")
+    if spec.keys:
+        text = "the Secrets among these objects have the private keys of the job: pass all on to `kubectl create -f -`"
+    else:
+        text = "PSLITE_SECURITY=none: whoever can connect to the pods can read and change the model"
+    sys.stderr.write(f"pslite: {text}\n")
 
 
 def _describe(spec: JobSpec, carry: Callable[[Host], list[str]], form: str) -> str:

@@ -9,7 +9,13 @@ from typing import Any
 
 from . import values
 
-LAUNCHERS = ("local", "ssh", "mpi", "slurm", "sge")
+LAUNCHERS = ("local", "ssh", "mpi", "slurm", "sge", "kubernetes")
+_ONLY_OF = {
+    "sync_dst_dir": "ssh",
+    "ssh_option": "ssh",
+    "sbatch": "slurm",
+    **dict.fromkeys(("image", "name", "namespace", "volume"), "kubernetes"),
+}
 
 _USAGE = "%(prog)s -n N [-s N] [options] [--] COMMAND [ARG ...]"
 _DESCRIPTION = """\
@@ -43,6 +49,10 @@ class Options:
     ssh_option: tuple[str, ...] = ()
     sbatch: bool = False
     check: bool = False
+    image: str | None = None
+    name: str | None = None
+    namespace: str | None = None
+    volume: tuple[tuple[str, str], ...] = ()  # claims, and where they are seen
     server_command: tuple[str, ...] | None = None
     env: tuple[str, ...] = ()
     env_server: tuple[str, ...] = ()
@@ -105,11 +115,9 @@ def _check_hosts(args: argparse.Namespace, parser: argparse.ArgumentParser) -> N
         parser.error(f"--launcher {args.launcher}: there are {', '.join(LAUNCHERS)}")
     if args.launcher == "local" and args.hostfile is not None:
         parser.error("--launcher local runs on this host only: leave it out, or give --launcher ssh for -H")
-    for option in ("sync_dst_dir", "ssh_option"):
-        if getattr(args, option) and args.launcher != "ssh":
-            parser.error(f"--{option.replace('_', '-')} needs --launcher ssh")
-    if args.sbatch and args.launcher != "slurm":
-        parser.error("--sbatch needs --launcher slurm")
+    for option, launcher in _ONLY_OF.items():
+        if getattr(args, option) and args.launcher != launcher:
+            parser.error(f"--{option.replace('_', '-')} needs --launcher {launcher}")
     if args.check and args.num_workers is None:
         args.num_workers = 1
 
@@ -126,6 +134,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     _add_processes(parser.add_argument_group("processes"))
     _add_hosts(parser.add_argument_group("hosts"))
+    _add_kubernetes(parser.add_argument_group("kubernetes"))
     _add_environment(parser.add_argument_group("environment"))
     _add_checkpoints(parser.add_argument_group("checkpoints"))
     _add_output(parser.add_argument_group("output"))
@@ -235,6 +244,20 @@ def _add_hosts(group: argparse._ArgumentGroup) -> None:
         "--sbatch", action="store_true", help="print the batch script of --launcher slurm, and start nothing"
     )
     group.add_argument("--check", action="store_true", help="look at every host, and start nothing")
+
+
+def _add_kubernetes(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--image", help="what containers run: with Python, pslite and COMMAND in it")
+    group.add_argument("--name", help="of the job: its objects' names begin with it (default: pslite- and six digits)")
+    group.add_argument("--namespace", metavar="NS", help="where they are made (default: kubectl's)")
+    group.add_argument(
+        "--volume",
+        type=values.volume,
+        action="append",
+        default=[],
+        metavar="CLAIM:PATH",
+        help="a PersistentVolumeClaim that every process sees at PATH (repeatable)",
+    )
 
 
 def _add_environment(group: argparse._ArgumentGroup) -> None:

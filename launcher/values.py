@@ -57,3 +57,9 @@ def words_of(text: str) -> tuple[str, ...]:
     if not words:
         raise argparse.ArgumentTypeError("the command is empty")
     return words
+
+
+def volume(text: str) -> tuple[str, str]:
+    """A claim, and the path at which it is seen."""
+    claim, _, path = text.partition(":")
+    return claim, path

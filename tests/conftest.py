@@ -70,11 +70,12 @@ def jax() -> ModuleType:
     return module
 
 
-def installed(name: str) -> ModuleType:
+def installed(name: str, extras: str = "test,torch-test") -> ModuleType:
+    """A module; skips the test where it is not installed, which is a failure if CI=true."""
     try:
         return importlib.import_module(name)
     except ImportError:
-        reason = f"needs {name}: make test EXTRAS=test,torch-test"
+        reason = f"needs {name}: make test EXTRAS={extras}"
         if os.environ.get("CI") == "true":
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)

@@ -14,6 +14,7 @@ OPTIONS = {
     *("--on-worker-lost", "--elastic"),
     *("--format", "-h", "--help", "--launcher", "-H", "--hostfile", "--sync-dst-dir", "--servers-on", "--interface"),
     *("--chdir", "--python", "--ssh-option", "--sbatch", "--check"),
+    *("--image", "--name", "--namespace", "--volume"),
     *("--env", "--env-server", "--env-worker", "--log-dir", "--color", "--no-prefix", "--timestamps", "--p3"),
     *("--checkpoint-dir", "--checkpoint-every", "--checkpoint-keep", "--resume"),
 }
