@@ -27,7 +27,7 @@ _EXAMPLES = """\
 examples:
   {prog} -n 4 -s 2 python train.py --kv-store dist_sync
   {prog} -n 4 --log-dir runs --env-worker SEED=1 python train.py
-  {prog} -n 2 --dry-run --format json python train.py
+  {prog} -n 8 -s 2 -H node1:slots=4,node2:slots=4 python train.py
 """
 
 
