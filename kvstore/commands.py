@@ -14,13 +14,16 @@ INIT = 1  # meta is {key on the wire: [user's key, is split, shape, first row, s
 AGAIN = "again"  # beside the keys in INIT's meta: whether those that exist already are left as they are
 SAVE = 2  # pull everything of keys: meta is whether with values; that of the answer as in LOAD
 LOAD = 3  # push it: meta is {key on the wire: [names of arrays, version, count]}; an array may be row ids, by its name
-STASH = 4  # push what compression holds back of keys, for rank 0 or from it: meta is the rank whose it is
+STASH = 4  # push what compression holds back of keys, for the lead or from it: meta is the rank whose it is
 UNSTASH = 5  # pull it: meta is that rank; keys without any have no array
 BUNDLE = 6  # DATA of dense keys: values lie behind each other in one array, in the answer too; meta: is it a burst
 OUTCOME = 7  # of a burst that is served key by key (its answer's body is True): meta is [its timestamp, which key];
 # or its timestamp alone: that answer is wanted as soon as its keys end one by one
 
-OF_RANK_0 = (INIT, SAVE, LOAD)  # worker 0 alone makes keys, and reads and writes a server's whole state
+OF_LEAD = (INIT, SAVE, LOAD)  # one worker alone makes keys, and reads and writes a server's whole state: the lowest
+# that is not lost for good, so that is worker 0 while all others wait for its successor, or fail with it
+
+HELD_AT_ONCE = 1024  # ordinals that a server's answer about what it holds is about
 
 # KVPairs.kinds: how a value is put into arrays.
 WHOLE = 0  # one array; or none, in a pull

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -46,6 +47,7 @@ from .rules import (
 )
 from .saver import Saver, in_batches
 from .spec import Spec, check_whole
+from .succession import succeed
 from .tracing import CALLS, Finish, Take, requested, traced
 from .transfer import batches
 
@@ -81,6 +83,8 @@ class DistStore(Saver):
         self._changes = 0  # of hyper-parameters, told so far
         self._reserved: set[Key] = set()  # keys whose init is going on
         self._resumed: Resumed | None = None  # of a process that took the place of one that died
+        self._succeeding = threading.Lock()  # guards the next
+        self._leads = self.rank == 0
         try:
             if office.again:
                 self._resumed = self._ask_where_to_go_on()
@@ -120,7 +124,7 @@ class DistStore(Saver):
                 raise DuplicateKeyError(key=g.key)
         self._reserve(list(created))
         try:
-            records = self._create(created) if self.rank == 0 else self._find([spec for spec, _ in created.values()])
+            records = self._make(created)
             with self._lock:
                 if self._resumed is not None:
                     self._resumed.apply(records)
@@ -139,8 +143,12 @@ class DistStore(Saver):
             self._reserved.update(keys)
             self._key_type = type(keys[0]) if keys else self._key_type
 
+    def _make(self, created: dict[Key, tuple[Spec, Content]]) -> list[Record]:
+        """The records of keys that the lead creates; the others wait until it has told, and compare."""
+        return self._create(created) if self.rank == 0 else self._find(created)
+
     def _create(self, created: dict[Key, tuple[Spec, Content]]) -> list[Record]:
-        """Rank 0 sends the values to the servers, then tells everybody where they are."""
+        """The lead sends the values to the servers, then tells everybody where they are."""
         with self._lock:
             records = [self._planner.plan(spec) for spec, _ in created.values()]
         for batch in batches(records):
@@ -156,15 +164,26 @@ class DistStore(Saver):
                 self._records.update((record.key, record) for record in batch)
         return records
 
-    def _find(self, specs: list[Spec]) -> list[Record]:
-        """The other ranks wait until rank 0 has told, and compare."""
+    def _find(self, created: dict[Key, tuple[Spec, Content]]) -> list[Record]:
+        """What the directory has. It waits for what is not there, unless that is for this worker to create by now."""
         records = []
-        for batch in in_batches([spec.key for spec in specs]):
+        for batch in in_batches(list(created)):
             found = self._office.lookup([repr(k) for k in batch])
-            records += [Record.from_wire(k, found[repr(k)], self._ledger) for k in batch]
-        for record, spec in zip(records, specs, strict=True):
-            _compare(spec, record.spec)
+            records += [Record.from_wire(k, found[repr(k)], self._ledger) for k in batch if repr(k) in found]
+            if len(found) < len(batch):
+                self._take_over()
+                records += self._create({k: created[k] for k in batch if repr(k) not in found})
+        for record in records:
+            _compare(created[record.key][0], record.spec)
         return records
+
+    def _take_over(self) -> None:
+        """Begin with what rank 0 does for all, as all workers before this one are lost; nothing if it did before."""
+        with self._succeeding:
+            if not self._leads:
+                shares = succeed(self._ask_servers, self._office)
+                self._planner.go_on([share.used for share in shares], [share.nbytes for share in shares])
+                self._leads = True
 
     # -- push and pull ------------------------------------------------------------------------------------------------
 
@@ -553,7 +572,7 @@ class DistStore(Saver):
 
 
 def _compare(mine: Spec, theirs: Spec) -> None:
-    """Raise unless this worker's value fits the one that rank 0 gave."""
+    """Raise unless this worker's value fits the one that the lead gave."""
     if mine.code != theirs.code:
         raise DTypeError(key=mine.key, got=NAMES[mine.code], expected=NAMES[theirs.code])
     if mine.shape != theirs.shape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import logging
 import threading
 from collections import deque
@@ -134,7 +135,7 @@ class Member(KVStore):
     # -- collective calls ---------------------------------------------------------------------------------------------
 
     def _agree(self, what: str, value: Any) -> None:
-        """A collective call: every server compares what the workers say with what rank 0 says."""
+        """A collective call: every server compares what the workers say with what the lead says."""
         self._ask_servers(what, value)
 
     def _ask_servers(self, what: str, value: Any) -> list[Any]:
@@ -143,21 +144,26 @@ class Member(KVStore):
         return answers
 
     def _decided(self, what: str, act: Callable[[list[int]], Any]) -> Any:
-        """When all are here, rank 0 acts, and everybody gets its result or its error; ``what`` must be the same.
+        """When all are here, the lead acts, and everybody gets its result or its error; ``what`` must be the same.
 
-        ``act`` gets the ranks that are here: some may have left.
+        ``act`` gets the ranks that are here: some may have left. Server 0 says who the lead is.
         """
-        told = self._tell_first_server("meet", [what, self._step])
-        if self.rank != 0:
+        ranks, told = self._tell_first_server("meet", [what, self._step])
+        if ranks is None:
             return told
         try:
-            result = act(told)
+            self._take_over()
+            result = act(ranks)
             self._tell_first_server("decide", [None, result])
         except BaseException as error:  # whatever it is, the others must not wait for it
             known = error if isinstance(error, PSError) else CheckpointError(path=what, reason=repr(error))
             self._tell_first_server("decide", [known.to_wire(), None])
             raise
         return result
+
+    @abc.abstractmethod
+    def _take_over(self) -> None:
+        """Begin with what rank 0 does for all."""
 
     def _tell_servers(self, what: str, value: Any) -> None:
         """Tell all servers something ahead of what is pushed next; the lock is held."""

@@ -72,12 +72,15 @@ def open_store(name: str, office: Postoffice) -> DistStore:
 
 
 class Slicer(Planner):
-    """Rank 0's decision where slices go: one server after the other."""
+    """The lead's decision where slices go: one server after the other."""
 
     def __init__(self, ranges: Sequence[tuple[int, int]], threshold: int, ledger: Ledger) -> None:
         super().__init__(ranges, threshold, ledger)
         self._threshold = threshold
         self._number = itertools.count()  # of slices, over all keys
+
+    def go_on(self, used: Sequence[int], nbytes: Sequence[int]) -> None:
+        self._number = itertools.count(max(used) * len(self._starts))
 
     def plan(self, spec: Spec) -> Record:
         """Cut one key into slices."""

@@ -1,8 +1,9 @@
 """MXNet's ``profiler`` functions: what workers and servers do, written for chrome://tracing or ui.perfetto.dev.
 
-``profile_process='worker'`` is this process, ``'server'`` all servers of the job. Only rank 0 reaches the servers, by
+``profile_process='worker'`` is this process, ``'server'`` all servers of the job. Only rank 0, or the lowest rank
+that is left, reaches the servers, by
 the dist store that this thread created last, or else this process; on the other ranks, and where there is none,
-nothing happens. What a server refuses is raised at rank 0.
+nothing happens. What a server refuses is raised there.
 """
 
 from __future__ import annotations
@@ -112,6 +113,6 @@ def _do(process: str, action: str, value: Any) -> list[str]:
     store = reference()
     if store is None:
         raise ClosedError(what="the store")
-    if store.rank != 0:
+    if not store._team.leads:
         return []
     return [path for paths in store._ask_servers("profile", [action, value]) for path in paths]

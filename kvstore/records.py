@@ -113,7 +113,7 @@ class Record:
 
     @staticmethod
     def from_wire(key: Key, wire: Any, ledger: Ledger) -> Record:
-        """The record that rank 0 published."""
+        """The record that was published."""
         try:
             shape, code, pieces, sparse, flat = wire
             spec = Spec(key, tuple(shape), int(code), bool(sparse))
@@ -123,7 +123,7 @@ class Record:
 
 
 class Planner:
-    """Rank 0's decision where new keys go: whole ones where the fewest bytes are, large ones over all servers."""
+    """The lead's decision where new keys go: whole ones where the fewest bytes are, large ones over all servers."""
 
     def __init__(self, ranges: Sequence[tuple[int, int]], bound: int, ledger: Ledger) -> None:
         self._starts = [first for first, _ in ranges]
@@ -132,6 +132,11 @@ class Planner:
         self._balancer = Balancer(len(ranges))
         self._count = 0
         self.may_split = True  # False under an updater, optimizer or codec that needs whole arrays
+
+    def go_on(self, used: Sequence[int], nbytes: Sequence[int]) -> None:
+        """In place of another worker: each server has so many of its ordinals used up, and so many bytes."""
+        self._count = max(used)
+        self._balancer = Balancer(len(self._starts), nbytes)
 
     def plan(self, spec: Spec) -> Record:
         """Place one key. Splits are on row boundaries (the first dimension)."""

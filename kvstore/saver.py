@@ -38,10 +38,11 @@ class Saver(Member):
     _ledger: Ledger
     _compression: Compression
     _rule: Rule | None
+    _leads: bool  # it makes keys, and carries out what is decided for all
 
     @abc.abstractmethod
-    def _create(self, created: dict[Key, tuple[Spec, Content]]) -> list[Record]:
-        """Rank 0 sends the values of new keys to the servers, then tells everybody where they are."""
+    def _make(self, created: dict[Key, tuple[Spec, Content]]) -> list[Record]:
+        """The lead sends the values of new keys to the servers, then tells everybody where they are."""
 
     @abc.abstractmethod
     def _tell_changes(self) -> None:
@@ -66,15 +67,15 @@ class Saver(Member):
         if not values:
             checked_states(self._rule)
         with self._settled(), self._stashing():
-            if self.rank != 0 and values:
+            if not self._leads and values:
                 stash(self._worker, list(self._records.values()), self.rank, self._held)
             what = "save" if values else "save_optimizer_states"
             self._decided(what, lambda ranks: self._write(path, values, optimizer, ranks))
 
     def _write(self, path: str | os.PathLike[str], values: bool, optimizer: bool, ranks: list[int]) -> None:
-        """Rank 0 writes what all servers and workers have."""
+        """The lead writes what all servers and workers have."""
         records = list(self._records.values())
-        others = (held for r in ranks[1:] for held in unstash(self._worker, records, r))
+        others = (held for r in ranks if r != self.rank for held in unstash(self._worker, records, r))
         own = (self._held(record.key) for record in records)
         save(
             path,
@@ -115,7 +116,7 @@ class Saver(Member):
         with self._settled(), self._stashing():
             what = "load" if values else "load_optimizer_states"
             created, rule = self._decided(what, lambda ranks: self._read(path, values, ranks))
-            if self.rank != 0:
+            if not self._leads:
                 self._resume(rule)
                 for batch in in_batches(created):
                     found = self._office.lookup([repr(k) for k in batch])
@@ -132,7 +133,7 @@ class Saver(Member):
                 self._compression.hold(self._records[held.key].spec, 0, held.residual)
 
     def _read(self, path: str | os.PathLike[str], values: bool, ranks: list[int]) -> list[Any]:
-        """Rank 0 gives the servers what was saved; returns the keys that are new, and the rule."""
+        """The lead gives the servers what was saved; returns the keys that are new, and the rule."""
         with opened(path) as checkpoint:
             specs = {record.key: record.spec for record in self._records.values()}
             checkpoint.check(specs, values)
@@ -140,7 +141,7 @@ class Saver(Member):
             checkpoint.check_units(values, resumed(self._rule, wire, checkpoint.settings.states_of))
             self._resume(wire)
             created = {key: spec for key, spec in checkpoint.specs.items() if key not in specs}
-            self._add(self._create({key: (spec, _nothing(spec)) for key, spec in created.items()}))
+            self._add(self._make({key: (spec, _nothing(spec)) for key, spec in created.items()}))
             for batch in batches(self._records[key] for key in checkpoint.specs):
                 push_units(self._worker, ((record, checkpoint.unit(record.key, values)) for record in batch))
             for rank in ranks if values else ():

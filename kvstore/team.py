@@ -30,8 +30,17 @@ class Team:
             ranks = [*range(self._office.num_workers), *sorted(self.late)]
         else:
             ranks = [rank_of(node) for node in self._office.node_ids(WORKER_GROUP)]
-        self.live = [r for r in ranks if not isinstance(self._office.ended(worker_id(r)), WorkerDropped)]
+        self.live = [rank for rank in ranks if not self._is_dropped(rank)]
         return new
+
+    @property
+    def leads(self) -> bool:
+        """Whether all workers of lower ranks are lost for good, as far as this process knows."""
+        ranks = [rank_of(node) for node in self._office.node_ids(WORKER_GROUP)]
+        return all(self._is_dropped(rank) for rank in ranks if rank < self._office.rank)
+
+    def _is_dropped(self, rank: int) -> bool:
+        return isinstance(self._office.ended(worker_id(rank)), WorkerDropped)
 
     def at_barrier(self, step: int) -> list[int] | None:
         """Those who came later and are members of a barrier in this step; None if that is the scheduler's to say.

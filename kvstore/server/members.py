@@ -14,7 +14,7 @@ from pslite.errors import PeerError, ProtocolError, WorkerDropped, WorkerLeft
 
 from .ticket import Ticket
 
-CALLS = ("begin", "join", "start", "due")  # what workers may ask of ``Members.ask``
+CALLS = ("begin", "join", "start", "due", "lead")  # what workers may ask of ``Members.ask``
 
 
 class Members:
@@ -24,6 +24,9 @@ class Members:
         self.needed = set(range(num_workers))  # ranks that rounds wait for, those in ``late`` from their first step on
         self.late: dict[int, int] = {}  # by rank of who came later: its first step
         self.gone: dict[int, PeerError] = {}  # ranks that will not push any more, and why
+        self.lead = 0  # the lowest rank that is not lost for good: it has rank 0's duties
+        self._ranks = set(range(num_workers))  # that there have been
+        self._claims: list[Ticket] = []  # ranks that say they lead, which is not known here yet
         self._begun = dict.fromkeys(self.needed, 0)  # by rank: the latest step that it asked about; for server 0
         self._told: dict[int, set[int]] = {}  # by late rank: those that have begun its first step
         self._joining: list[Ticket] = []  # newcomers' questions for their first step
@@ -50,10 +53,14 @@ class Members:
     def ask(self, ticket: Ticket, what: str, value: Any) -> list[Ticket]:
         """A worker's call; returns the tickets that are done now.
 
-        Of server 0: "begin", who is due in a step, answered with ``[[rank, first step], ...]`` of those who came later;
-        "join", answered with the first step. Of all servers: "due" tells such a list, for the step that its sender
-        begins; so does a newcomer's "start", which is answered when all others have come to its first step.
+        Of all servers: "lead" is answered when this rank leads here, too: what its predecessor asks from then on is
+        refused. Of server 0: "begin", who is due in a step, answered with ``[[rank, first step], ...]`` of those who
+        came later; "join", answered with the first step. Of all servers: "due" tells such a list, for the step that
+        its sender begins; so does a newcomer's "start", which is answered when all others have come to its first step.
         """
+        if what == "lead":
+            self._claims.append(ticket)
+            return self._claimed()
         if what == "join":
             self._joining.append(ticket)
             return self._give_steps()
@@ -111,6 +118,15 @@ class Members:
         """Who may still push something of a step before a newcomer's first one."""
         return self.due(self.late[rank] - 1) - self._told.get(rank, set())
 
+    def came(self, rank: int) -> None:
+        """A worker has joined the running job."""
+        self._ranks.add(rank)
+
+    def _claimed(self) -> list[Ticket]:
+        done = [ticket for ticket in self._claims if ticket.rank == self.lead]
+        self._claims = [ticket for ticket in self._claims if ticket.rank != self.lead]
+        return done
+
     # -- ends ---------------------------------------------------------------------------------------------------------
 
     def on_peer_ended(self, rank: int, error: PeerError) -> list[Ticket]:
@@ -119,15 +135,19 @@ class Members:
         if isinstance(error, (WorkerLeft, WorkerDropped)):
             self.needed.discard(rank)
         self.on_peer_away(rank)
-        return [*self._give_steps(), *self._start()]
+        self.lead = min((r for r in self._ranks if not isinstance(self.gone.get(r), WorkerDropped)), default=self.lead)
+        return [*self._claimed(), *self._give_steps(), *self._start()]
 
     def on_peer_away(self, rank: int) -> None:
         """A worker died, and its successor asks again."""
+        self._claims = [ticket for ticket in self._claims if ticket.rank != rank]
         self._joining = [ticket for ticket in self._joining if ticket.rank != rank]
         self._starting = [ticket for ticket in self._starting if ticket.rank != rank]
 
     def missing(self, mine: Callable[[Any], bool]) -> list[str]:
         """Who the call whose token is ``mine`` waits for."""
+        if any(mine(ticket.token) for ticket in self._claims):
+            return [f"a server (to hear of the end of worker {self.lead})"]
         if any(mine(ticket.token) for ticket in self._joining):
             return [f"worker {rank} (to begin its next step)" for rank in sorted(self._unheard())]
         starting = next((ticket.rank for ticket in self._starting if mine(ticket.token)), None)

@@ -110,6 +110,9 @@ class Journal:
             bundle = self.bundles.pop(record[0])
             del self.states[record[0]]
             self.states.update(zip(np.frombuffer(bundle[1], np.uint64).tolist(), record[1], strict=True))
+        elif kind == "forgotten":
+            for wire in record[0]:
+                del self.keys[wire], self.states[wire]
         elif kind == "settings":
             self.settings = list(record)
         else:

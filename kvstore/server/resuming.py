@@ -29,7 +29,6 @@ class Resume:
         for part, described in checkpoint.pieces():
             self._pieces.setdefault(described.spec.key, []).append((part, described))
         self.elements = sum(math.prod(described.spec.shape) for _, described in checkpoint.pieces())
-        self.fetched = 0  # of these, by this server
 
     def units(self, new: dict[int, New]) -> dict[int, Unit]:
         """What these new keys were, by key on the wire, if they are in the checkpoint.
@@ -43,12 +42,11 @@ class Resume:
                 self._check(n.spec, place)
                 units[wire] = self._unit(n.spec, place)
                 check_unit(n.spec, units[wire], self.rule)
-        self.fetched += sum(math.prod(new[wire].spec.shape) for wire in units)
         return units
 
-    def note_fetched(self, specs: Iterable[Spec]) -> None:
-        """These keys, or pieces of them, are here already."""
-        self.fetched += sum(math.prod(spec.shape) for spec in specs if spec.key in self._pieces)
+    def fetched(self, specs: Iterable[Spec]) -> int:
+        """How many of the elements these keys, or pieces of them, are."""
+        return sum(math.prod(spec.shape) for spec in specs if spec.key in self._pieces)
 
     def close(self) -> None:
         self._checkpoint.close()

@@ -112,7 +112,6 @@ class Saving:
             checkpoint.close()
             raise
         if self._config.restarts:  # the predecessor had set the rule, and fetched the keys that are here
-            resume.note_fetched(self._store.specs())
             return
         self._store.settings.resumed = resume.rule
         log.warning("the job goes on from checkpoint %s in %s", resume.id, self._directory.path)
@@ -246,7 +245,7 @@ class Saving:
             self._do(id, self._file.finish, self._finished)
 
     def _finished(self, id: Id, stamp: Stamp) -> None:
-        fetched = 0 if self._resume is None else self._resume.fetched
+        fetched = 0 if self._resume is None else self._resume.fetched(self._store.specs())
         self._app.request(0, ["part", [id, [stamp.length, stamp.checksum], fetched]], server_id(0))
 
     def _failed(self, id: Id, error: Exception) -> None:

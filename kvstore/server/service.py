@@ -20,9 +20,10 @@ from kvstore.commands import (
     CONTROL_APP,
     DATA,
     DATA_APP,
+    HELD_AT_ONCE,
     INIT,
     LOAD,
-    OF_RANK_0,
+    OF_LEAD,
     OUTCOME,
     ROWS,
     SAVE,
@@ -85,8 +86,9 @@ class Service:
         self._control = SimpleApp(CONTROL_APP, 0, office, self._on_control)
         self._user = SimpleApp(USER_APP, 0, office, self._on_user_command)
         self._data.set_handle(self._profile.requests(self._on_data, self.store))
-        if office.config.restarts:  # there may be workers that ended before
+        if office.config.restarts:  # there may be workers that came later, and some that ended before
             for node in office.node_ids(WORKER_GROUP):
+                self.store.members.came(pslite.rank_of(node))
                 if (ended := office.ended(node)) is not None:
                     self._on_peer_ended(node, ended)
 
@@ -151,8 +153,8 @@ class Service:
 
     def _on_other(self, meta: KVMeta, pairs: KVPairs, rank: int) -> None:
         """What is neither a push nor a pull."""
-        if meta.cmd in OF_RANK_0:
-            _must_be_rank_0(meta.sender, f"command {meta.cmd}")
+        if meta.cmd in OF_LEAD:
+            self._must_lead(meta.sender, f"command {meta.cmd}")
         if meta.cmd in (SAVE, LOAD, STASH, UNSTASH):
             self._when_safe(partial(self._data.response, meta, self._on_checkpoint(meta, pairs, rank)))
             self._finish([])
@@ -162,7 +164,7 @@ class Service:
             raise ProtocolError(f"command {meta.cmd} is not known here: install the same version everywhere")
 
     def _on_checkpoint(self, meta: KVMeta, pairs: KVPairs, rank: int) -> KVPairs | None:
-        """Parts of a checkpoint, on their way to rank 0 or from it."""
+        """Parts of a checkpoint, on their way to the lead or from it."""
         keys = pairs.keys.tolist()
         if meta.cmd == SAVE:
             return pairs_of_units({key: self.store.unit(key, bool(meta.meta)) for key in keys})
@@ -188,7 +190,7 @@ class Service:
             what, step = value
             self._finish(self.store.meeting.enter(Ticket(data, rank), str(what), int(step)))
         elif what == "decide":
-            _must_be_rank_0(data.sender, what)
+            self._must_lead(data.sender, what)
             error = None if value[0] is None else PSError.from_wire(value[0])
             self._finish(self.store.meeting.decide(Ticket(data, rank), error, value[1]))
         elif what in CALLS:
@@ -198,6 +200,12 @@ class Service:
             self._when_safe(partial(self._finish, tickets))
         elif what == "resume":
             self._when_safe(partial(app.response, data, self.store.taken(rank)))
+        elif what == "held":
+            app.response(data, self._held(int(value)))
+        elif what == "forget":
+            self._must_lead(data.sender, what)
+            self.store.forget(value)
+            self._when_safe(partial(app.response, data))
         elif what == "profile":
             app.response(data, self._profile.on_control(value))
         elif what == "clear stash":
@@ -207,6 +215,19 @@ class Service:
             tickets = self.store.settings.agree(data, rank, str(what), value)
             self._keep_settings()
             self._when_safe(partial(self._finish, tickets))
+
+    def _held(self, ordinal: int) -> list[Any]:
+        """For a new lead: ordinals that are used, bytes, and of some keys those that may be known to nobody."""
+        start, _ = self._office.server_key_ranges()[self._office.rank]
+        wires, first = self.store.keys(), start + ordinal
+        used = max(wires) - start + 1 if wires else 0
+        untouched = self.store.untouched(range(first, first + HELD_AT_ONCE))
+        return [used, sum(spec.nbytes for spec in self.store.specs()), untouched]
+
+    def _must_lead(self, sender: int, what: str) -> None:
+        lead = self.store.members.lead
+        if sender != pslite.worker_id(lead):
+            raise ProtocolError(f"{what} is for worker {lead} to send, not for {pslite.name_of(sender)}")
 
     def _keep_settings(self) -> None:
         if self.store.kept is not None:
@@ -238,8 +259,12 @@ class Service:
         return self.store.absent(new) if meta.meta.get(AGAIN) is True else new
 
     def _on_peer_moved(self, event: PeerAway | PeerBack) -> None:
-        if isinstance(event, PeerAway) and pslite.role_of(event.node) == "worker":
+        if pslite.role_of(event.node) != "worker":
+            return
+        if isinstance(event, PeerAway):
             self._finish(self.store.on_peer_away(pslite.rank_of(event.node), event.error))
+        else:
+            self.store.members.came(pslite.rank_of(event.node))
 
     def _finish(self, tickets: list[Ticket]) -> None:
         """Answer the requests that are done."""
@@ -278,11 +303,6 @@ class Service:
             self._data.response(token, answered(token.message.arrays[0], ticket), lend=lend)
         else:
             self._data.response(token)
-
-
-def _must_be_rank_0(sender: int, what: str) -> None:
-    if sender != pslite.worker_id(0):
-        raise ProtocolError(f"{what} is for worker 0 to send, not for {pslite.name_of(sender)}")
 
 
 def _codec(meta: KVMeta, index: int) -> Codec | None:

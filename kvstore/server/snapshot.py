@@ -30,18 +30,20 @@ class Snapshot:
         self._store = store
         self._order = store.keys()[::-1]  # the next one last
         self._left = set(self._order)
-        self._kind = _kind(store.settings.rule_of(0))
+        self._kind = _kind(store.settings.rule)
         self.settings = store.settings.to_wire()
 
     def take(self, limit: int) -> list[Saved]:
-        """The next keys, of about so many bytes; none in the end. Raises CheckpointError if the rule was replaced."""
-        if _kind(self._store.settings.rule_of(0)) != self._kind:
+        """The next keys, of about so many bytes; none in the end. Raises CheckpointError if it cannot be whole."""
+        if _kind(self._store.settings.rule) != self._kind:
             raise CheckpointError(path="", reason="the optimizer or updater was replaced meanwhile")
         taken: list[Saved] = []
         while self._order and limit > 0:
             wire = self._order.pop()
             if wire not in self._left:
                 continue  # it was in a bundle with another one
+            if wire not in self._store:
+                raise CheckpointError(path="", reason="a key was removed meanwhile: who made it was lost")
             for saved in self._saved(wire):
                 self._left.discard(saved.wire)
                 taken.append(saved)
@@ -50,7 +52,7 @@ class Snapshot:
 
     def _saved(self, wire: int) -> Iterator[Saved]:
         """A key, and those of its bundle that are not taken yet."""
-        rule = self._store.settings.rule_of(0)
+        rule = self._store.settings.rule
         whole = self._store.whole(wire)
         unit = _copied(whole.value, unit_of(whole.value, rule))
         if not isinstance(whole, Bundle):

@@ -9,6 +9,7 @@ counts:
     state     [id, state]; the id of a key is its wire, that of a bundle is below zero
     bundle    [id, keys, versions, begun, {rank: numbers}, state]
     end       [id, states of its keys]: the bundle is no more
+    forgotten [wires]: these keys are no more
     settings  what ``Settings.to_kept`` says, and the rules of pushes that came before them
 
 ``kept.py`` writes them to memory that outlives the process, ``replicating.py`` tells them to another server, and
@@ -113,6 +114,15 @@ class StateLog(ABC):
         for entry in bundle.members:
             self._take(self._ids[entry], entry)
         self._commit(["end", id, [self._states[self._ids[entry]] for entry in bundle.members]])
+        del before
+
+    def forgotten(self, entries: Iterable[Entry]) -> None:
+        """These keys are no more."""
+        wires = [self._ids.pop(entry) for entry in entries]
+        before = [self._held.pop(wire) for wire in wires]
+        for wire in wires:
+            del self._about[wire], self._states[wire]
+        self._commit(["forgotten", wires])
         del before
 
     def set(self) -> None:

@@ -87,7 +87,7 @@ class Store:
         self.stash: dict[
             tuple[int, int], tuple[Array | None, int]
         ] = {}  # by rank and key: residuals on their way, pushes
-        self.meeting = Meeting(self.members.due)
+        self.meeting = Meeting(self.members)
         self.settings = Settings(self._split_key, self.members)
         self.kept: StateLog | None = None  # what a successor finds; None: nothing
         self._rules_before: dict[tuple[int, int, int], Rule | None] = {}  # by rank, key, number of the push
@@ -168,6 +168,19 @@ class Store:
         self._entries.update(entries)
         return [ticket]
 
+    def untouched(self, wires: range) -> list[tuple[int, Key]]:
+        """Those of these keys on the wire that nobody has pushed, with their names."""
+        found = [(wire, self._entries[wire]) for wire in wires if wire in self._entries]
+        return [(wire, entry.value.spec.key) for wire, entry in found if _is_untouched(entry)]
+
+    def forget(self, wires: Iterable[int]) -> None:
+        """These were created, and nobody was told of them: their worker is lost."""
+        known = [wire for wire in wires if wire in self._entries and _is_untouched(self._entries[wire])]
+        if self.kept is not None and known:
+            self.kept.forgotten([self._entries[wire] for wire in known])
+        for wire in known:
+            del self._entries[wire]
+
     def _value(self, new: New) -> Value:
         memory = self._memory if self.kept is None else self.kept.memory
         return Value.create(new.spec, new.content, memory, self.kept)
@@ -246,7 +259,7 @@ class Store:
 
     def unit(self, key: int, with_value: bool) -> Unit:
         """What there is to save of a key, in memory of its own."""
-        unit = self._find(key).value.unit(with_value, self.settings.rule_of(0))
+        unit = self._find(key).value.unit(with_value, self.settings.rule)
         if unit.ids is None:
             unit.arrays = {name: array.copy() for name, array in unit.arrays.items()}
         return unit
@@ -264,6 +277,9 @@ class Store:
         """All keys on the wire."""
         return list(self._entries)
 
+    def __contains__(self, key: int) -> bool:
+        return key in self._entries
+
     def specs(self) -> list[Spec]:
         """Those of all keys."""
         return [entry.value.spec for entry in self._entries.values()]
@@ -271,7 +287,7 @@ class Store:
     def whole(self, key: int) -> Entry:
         """The entry that has a key's value: its own, or that of a bundle whose next update is of all its keys."""
         bundle = self._entries[key].bundle
-        alike = isinstance(bundle, Bundle) and bundle.updates_alike(0, self.settings.rule_of(0))
+        alike = isinstance(bundle, Bundle) and bundle.updates_alike(self.members.lead, self.settings.rule)
         return bundle if bundle is not None and alike else self._find(key)
 
     def _find(self, key: int) -> Entry:
@@ -520,7 +536,8 @@ class Store:
         done = self.members.on_peer_ended(rank, error)
         self._forget_bursts(rank)
         self._forget_rules_before(rank)
-        done += self.settings.on_decider_gone(error) if rank == 0 else []
+        lead = self.members.lead
+        done += self.settings.on_lead(lead, self.members.gone.get(lead))
         done += self.meeting.on_peer_ended(rank, error)
         return done + [t for entry in self._all() for t in self._advance(entry)]
 
@@ -557,6 +574,10 @@ class Store:
     def __repr__(self) -> str:
         size = sum(entry.value.data.nbytes for entry in self._all())
         return f"<Store keys={len(self._entries)} bytes={size} parked={self.parked} {self.settings}>"
+
+
+def _is_untouched(entry: Entry) -> bool:
+    return not (entry.rounds or entry.applied or entry.bundle or any(entry.queues.values()))
 
 
 def _content(spec: Spec, content: Content | Coded, code: int, rank: int) -> Received:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pslite import ids
 from pslite.errors import ConflictError, PSError
 from pslite.wire import Message
 
@@ -20,6 +21,7 @@ class Directory:
     def __init__(self) -> None:
         self._records: dict[str, Any] = {}
         self._waiting: list[tuple[list[str], Message]] = []
+        self.publisher = 0  # rank of the worker that publishes what is missing
 
     def publish(self, request: Message, records: dict[str, Any], rank: int) -> list[Answer]:
         """Add records; equal ones again are a no-op, different ones a ConflictError. Answers complete look-ups."""
@@ -46,11 +48,18 @@ class Directory:
         self._waiting.append((names, request))
         return []
 
+    def answer_publisher(self) -> list[Answer]:
+        """Who publishes does not wait for anybody else: it gets what there is."""
+        mine = [waiting for waiting in self._waiting if waiting[1].sender == ids.worker_id(self.publisher)]
+        self._waiting = [waiting for waiting in self._waiting if waiting not in mine]
+        return [Answer(w, {name: self._records[name] for name in names if name in self._records}) for names, w in mine]
+
     def missing(self, request: Message) -> list[str]:
         """The names that this request waits for."""
         for names, waiter in self._waiting:
             if waiter is request:
-                return [f"the init of {name!r} by worker 0" for name in names if name not in self._records]
+                by = f"worker {self.publisher}"
+                return [f"the init of {name!r} by {by}" for name in names if name not in self._records]
         return []
 
     def fail(self, error: PSError) -> list[Answer]:

@@ -415,9 +415,9 @@ class Postoffice:
         self.call(ids.SCHEDULER, Op.PUBLISH, records, "publishing keys")
 
     def lookup(self, names: list[str], timeout: Any = SAME_AS_CONFIG) -> dict[str, Any]:
-        """The records of these names, waiting until each is published."""
+        """The records of these names. Waits until each is published, unless that has become this process's part."""
         found = self.call(ids.SCHEDULER, Op.LOOKUP, names, "the look-up of keys", timeout=timeout)
-        if not isinstance(found, dict) or set(found) != set(names):
+        if not isinstance(found, dict) or not found.keys() <= set(names):
             raise UnknownKeyError(key=", ".join(names))
         return found
 

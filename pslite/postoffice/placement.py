@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Sequence
 
 MAX_KEY = 2**64  # exclusive: every uint64 belongs to a server
 
@@ -19,8 +20,8 @@ def key_ranges(num_servers: int) -> list[tuple[int, int]]:
 class Balancer:
     """Chooses servers so that their bytes stay even. Deterministic: the same calls give the same placement."""
 
-    def __init__(self, num_servers: int) -> None:
-        self._load = [0] * num_servers
+    def __init__(self, num_servers: int, load: Sequence[int] = ()) -> None:
+        self._load = list(load) or [0] * num_servers
 
     def place(self, nbytes: int) -> int:
         """The server with the least bytes gets this value; ties go to the lowest rank."""

@@ -79,18 +79,25 @@ class Scheduler:
         return self._barriers.enter(request, group, members, number, late)
 
     def _lookup(self, request: Message) -> list[Answer]:
-        return self._directory.lookup(request, request.body) or self._fail_lookups()
+        return self._directory.lookup(request, request.body) or self._settle_lookups()
 
-    def _fail_lookups(self) -> list[Answer]:
-        """Nobody will publish what is looked for if worker 0 is gone, and all others have told what they know."""
-        publisher = self.membership.find(ids.worker_id(0))
-        if self._unheard or publisher is None or publisher.expected:
+    def _settle_lookups(self) -> list[Answer]:
+        """Worker 0 publishes what is looked for; if it is lost and the others go on, the next one.
+
+        Nobody will if that one is gone. It is told what there is once all others have told what they know.
+        """
+        workers = [m for m in self.membership.members if m.role == "worker" and not isinstance(m.error, WorkerDropped)]
+        publisher = min(workers, key=lambda m: m.rank, default=None)
+        if self._unheard or publisher is None:
             return []
-        return self._directory.fail(_at("the init of this key", publisher))
+        self._directory.publisher = publisher.rank
+        if not publisher.expected:
+            return self._directory.fail(_at("the init of this key", publisher))
+        return self._directory.answer_publisher() if publisher.rank else []
 
     def _heard(self, node: int) -> list[Answer]:
         self._unheard.discard(node)
-        return self._fail_lookups()
+        return self._settle_lookups()
 
     # -- in place of a scheduler that died ----------------------------------------------------------------------------
 

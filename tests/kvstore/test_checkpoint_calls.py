@@ -26,6 +26,7 @@ from pslite.errors import (
     PeerError,
     RemoteError,
     RequestTimeout,
+    WorkerDropped,
     WorkerFinished,
     WorkerLeft,
 )
@@ -285,20 +286,20 @@ def ticket(rank: int) -> Ticket:
 
 
 def test_rank_0_acts_when_all_are_there_and_the_others_get_what_came_of_it() -> None:
-    meeting = Meeting(Members(3).due)
+    meeting = Meeting(Members(3))
     one, zero, two = ticket(1), ticket(0), ticket(2)
     assert meeting.enter(one, "save") == meeting.enter(zero, "save") == []
     assert meeting.missing(lambda token: token == "of 1") == ["worker 2 (to call save)"]
-    assert meeting.enter(two, "save") == [zero] and zero.body == [0, 1, 2]
+    assert meeting.enter(two, "save") == [zero] and zero.body == [[0, 1, 2], None]
     assert meeting.missing(lambda token: token == "of 1") == ["worker 0 (to finish the call)"]
     said = ticket(0)
     assert meeting.decide(said, None, "result") == [one, two, said]
-    assert (one.error, one.body) == (None, "result")
+    assert (one.error, one.body) == (None, [None, "result"])
     assert meeting.missing(lambda token: True) == []
 
 
 def test_who_comes_again_has_given_up_the_first_time() -> None:
-    meeting = Meeting(Members(2).due)
+    meeting = Meeting(Members(2))
     first, again, other = ticket(0), ticket(0), ticket(1)
     meeting.enter(first, "save")
     assert meeting.enter(again, "load") == [first] and isinstance(first.error, ConflictError)
@@ -308,7 +309,7 @@ def test_who_comes_again_has_given_up_the_first_time() -> None:
 @pytest.mark.parametrize("gone", [0, 1, 2])
 @pytest.mark.parametrize("before", [False, True])
 def test_a_rank_that_ends_is_not_waited_for(gone: int, before: bool) -> None:
-    meeting, error = Meeting(Members(3).due), WorkerFinished(node=f"worker {gone}", reason="")
+    meeting, error = Meeting(Members(3)), WorkerFinished(node=f"worker {gone}", reason="")
     tickets = [ticket(rank) for rank in range(3) if rank != gone]
     done = meeting.on_peer_ended(gone, error) if before else []
     for one in tickets:
@@ -320,23 +321,49 @@ def test_a_rank_that_ends_is_not_waited_for(gone: int, before: bool) -> None:
 
 @pytest.mark.parametrize("gone", [0, 1])
 def test_a_rank_that_leaves_is_not_needed_unless_it_has_the_file(gone: int) -> None:
-    meeting = Meeting(Members(3).due)
+    meeting = Meeting(Members(3))
     tickets = {rank: ticket(rank) for rank in range(3) if rank != gone}
     done = [t for one in tickets.values() for t in meeting.enter(one, "save")]
     assert done == []
     done = meeting.on_peer_ended(gone, WorkerLeft(node=f"worker {gone}", reason=""))
     if gone == 1:
-        assert done == [tickets[0]] and tickets[0].body == [0, 2] and tickets[0].error is None
+        assert done == [tickets[0]] and tickets[0].body == [[0, 2], None] and tickets[0].error is None
     else:
         assert len(done) == 2 and all(t.error is not None for t in done)
 
 
 def test_rank_0_ends_while_it_acts() -> None:
-    meeting, error = Meeting(Members(2).due), WorkerFinished(node="worker 0", reason="")
+    meeting, error = Meeting(Members(2)), WorkerFinished(node="worker 0", reason="")
     zero, one = ticket(0), ticket(1)
     meeting.enter(zero, "save")
     assert meeting.enter(one, "save") == [zero]
     assert meeting.on_peer_ended(0, error) == [one] and one.error is error
+
+
+def test_rank_0_is_lost_while_it_acts_and_the_next_one_acts() -> None:
+    members = Members(4)
+    meeting, error = Meeting(members), WorkerDropped(node="worker 0", reason="killed")
+    zero, one, two, three = (ticket(rank) for rank in range(4))
+    for mine in (zero, one, two):
+        meeting.enter(mine, "save")
+    assert meeting.enter(three, "save") == [zero]
+    for rank in (2, 0):
+        members.on_peer_ended(rank, error)
+        done = meeting.on_peer_ended(rank, error)
+    assert done == [one] and (one.error, one.body) == (None, [[1, 3], None])
+    assert meeting.missing(lambda token: token == "of 3") == ["worker 1 (to finish the call)"]
+    said = ticket(1)
+    assert meeting.decide(said, None, "result") == [three, said] and three.body == [None, "result"]
+
+
+def test_rank_0_is_lost_after_the_next_one_has_left() -> None:
+    members = Members(3)
+    meeting, two = Meeting(members), ticket(2)
+    meeting.enter(two, "save")
+    for rank, error in ((1, WorkerLeft(node="worker 1", reason="")), (0, WorkerDropped(node="worker 0", reason=""))):
+        members.on_peer_ended(rank, error)
+        done = meeting.on_peer_ended(rank, error)
+    assert done == [two] and isinstance(two.error, WorkerLeft)
 
 
 # -- optimizer states -------------------------------------------------------------------------------------------------

@@ -27,8 +27,9 @@ def test_another_worker_makes_no_keys_and_takes_no_checkpoints() -> None:
                 pairs = KVPairs(np.array([key], np.uint64), [np.zeros(3)] if flags == Flag.PUSH else [])
                 with pytest.raises(ProtocolError, match=f"{what}is for worker 0 to send, not for worker 1"):
                     kv._worker.customer.wait_for(kv._worker.send(pairs, flags, cmd, meta=meta))
-            with pytest.raises(ProtocolError, match="decide is for worker 0"):
-                kv._tell_first_server("decide", [None, None])
+            for what in ("decide", "forget"):
+                with pytest.raises(ProtocolError, match=f"{what} is for worker 0 to send, not for worker 1"):
+                    kv._tell_first_server(what, [None, None])
         kv.barrier()
         assert kv.pull("w").tolist() == [1, 1, 1]
 

@@ -10,7 +10,7 @@ import pytest
 import kvstore
 from kvstore import rules
 from pslite.dtypes import CODES
-from pslite.errors import ConfigError, ConflictError, PeerLost, WorkerFailed, WorkerFinished, WorkerLeft
+from pslite.errors import ConfigError, ConflictError, PeerLost, WorkerDropped, WorkerFailed, WorkerFinished, WorkerLeft
 
 from .driving import Driver, answers
 
@@ -280,6 +280,59 @@ def test_who_waits_for_rank_0_to_decide_hears_of_its_end() -> None:
     d = Driver(2)
     d.agree(1, "rule", TEST, "one")
     assert end(d, 0, ENDS[1]) == [("one", ENDS[1])]
+
+
+DROPPED = WorkerDropped(node="worker 0", reason="killed")
+
+
+def test_the_next_rank_decides_when_rank_0_is_lost_for_good() -> None:
+    d = Driver(3)
+    d.agree(2, "rule", TEST, "two")
+    d.agree(1, "rule", SGD, "one")
+    found = dict(end(d, 0, DROPPED))
+    assert found["one"] is None and isinstance(found["two"], ConflictError)
+    assert d.agree(2, "rule", SGD, "two") == [("two", None)]
+    assert d.agree(2, "rule", ASSIGN, "early") == []
+    assert d.missing("early") == ["worker 1 (to set the rule as this worker did)"]
+    assert dict(d.agree(1, "rule", ASSIGN, "one")) == {"one": None, "early": None}
+
+
+def test_what_rank_0_had_said_before_it_was_lost_may_be_said_by_the_next() -> None:
+    """It may have told some servers only; what a round is updated with is what the lowest rank in it has said."""
+    momentum = rules.OptimizerRule(kvstore.optimizer.create("sgd", learning_rate=1.0, momentum=0.5)).to_wire()
+    told, other = Driver(2), Driver(2)
+    for d in (told, other):
+        d.init(w=[0.0])
+        for rank in (0, 1):
+            d.agree(rank, "rule", momentum)
+            d.push(rank, w=[1.0])
+    for wire in (SGD, TEST):
+        told.agree(0, "rule", wire)
+    for d in (told, other):
+        end(d, 0, DROPPED)
+        d.push(1, w=[1.0])
+        assert d.value("w") == -2.0 - 2.0, "with the momentum of before"
+        assert d.agree(1, "rule", momentum, "same") == [("same", None)]
+        d.push(1, w=[0.0])
+        assert d.value("w") == -4.0 - 1.0
+        for wire, expected in ((SGD, -6.0), (TEST, -5.0), (ASSIGN, 1.0)):
+            assert d.agree(1, "rule", wire, "one") == [("one", None)]
+            d.push(1, w=[1.0])
+            assert d.value("w") == expected
+
+
+def test_a_change_of_hyper_parameters_concerns_the_optimizer_that_its_worker_has_set() -> None:
+    told, other = Driver(2), Driver(2)
+    for d in (told, other):
+        d.init(w=[0.0])
+        for rank in (0, 1):
+            d.agree(rank, "rule", SGD)
+    told.agree(0, "rule", TEST)
+    for d in (told, other):
+        d.store.settings.change(1, 1, kvstore.optimizer.create("sgd", learning_rate=2.0).to_wire())
+        end(d, 0, DROPPED)
+        d.push(1, w=[1.0])
+        assert d.value("w") == -2.0
 
 
 def test_who_asks_after_the_end_of_rank_0_hears_of_it_too() -> None:

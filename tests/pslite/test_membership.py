@@ -325,6 +325,28 @@ def test_look_ups_fail_when_worker_0_is_gone() -> None:
     assert "the init of this key" in str(answer.error)
 
 
+def test_the_next_worker_publishes_in_place_of_worker_0_if_the_others_go_on_without_it() -> None:
+    services = Services(workers=4)
+    membership = services.job.membership
+    membership.policy = Policy(workers="shrink")
+
+    def lose(node: int) -> list[Any]:
+        return services.scheduler._carry(membership.lose(services.job.member(node), "killed", 1.0)).answers
+
+    services.ask(9, Op.PUBLISH, {"a": 1})
+    assert services.ask(11, Op.LOOKUP, ["a", "b"]).answers == services.ask(15, Op.LOOKUP, ["b"]).answers == []
+    assert [(a.request.sender, a.body) for a in lose(9)] == [(11, {"a": 1})], "what there is; the others wait on"
+    assert [a.body for a in services.ask(11, Op.LOOKUP, ["c"]).answers] == [{}]
+    assert services.ask(13, Op.LOOKUP, ["b"]).answers == []
+    assert [(a.request.sender, a.body) for a in lose(11)] == [(13, {})]
+    assert services.scheduler.missing(Message(Kind.REQUEST, op=Op.LOOKUP)) == []
+    step = services.ask(13, Op.PUBLISH, {"b": 2})
+    assert (15, {"b": 2}) in [(a.request.sender, a.body) for a in step.answers]
+    assert services.ask(15, Op.LOOKUP, ["c"]).answers == []
+    [answer] = [a for a in services.ask(13, Op.LEAVE, ["finished", "", True]).answers if a.request.op == Op.LOOKUP]
+    assert isinstance(answer.error, WorkerFinished), "nobody takes the place of one that has finished"
+
+
 def test_the_job_is_over_when_the_last_worker_has_left() -> None:
     services = Services()
     assert services.ask(9, Op.LEAVE, ["finished", "", False]).over is None
