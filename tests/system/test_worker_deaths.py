@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -26,3 +27,10 @@ def test_a_worker_that_dies_more_often_than_allowed_ends_the_job() -> None:
     done = launch("-n", 2, "-s", 1, "--max-restarts", 2, sys.executable, "-c", script)
     assert done.returncode == 137, done.stderr
     assert "gave up after 2 restarts" in done.stderr
+
+
+def test_the_next_worker_goes_on_with_the_duties_of_worker_0(tmp_path: Path) -> None:
+    script = [sys.executable, SCRIPTS / "led.py", tmp_path]
+    done = launch("-n", 3, "-s", 2, "--on-worker-lost", "shrink", *script, MXNET_KVSTORE_BIGARRAY_BOUND="2000")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("live [1, 2] w [-3.] v [-2.]\n") == 2, done.stdout
