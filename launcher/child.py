@@ -60,7 +60,8 @@ class Child:
         self.pid: int | None = None
         # The return code, negative for a signal; 126 or 127 if it could not be started. 0 if it is not to run now.
         self.exit: int | None = None if order["starts"] else 0
-        self.restarts = 0  # how often it was started again; what is below is about the process that runs now
+        # How often it was started again, also by other agents; what is below is about the process that runs now.
+        self.restarts: int = order.get("restarts", 0)
         self.group_lives = False  # the process, or others of its group, may be running
         self.pipes: dict[int, Pipe] = {}  # those still open, by descriptor
         self._popen: subprocess.Popen[bytes] | None = None

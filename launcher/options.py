@@ -9,7 +9,7 @@ from typing import Any
 
 from . import values
 
-LAUNCHERS = ("local", "ssh", "mpi", "slurm", "sge", "kubernetes")
+LAUNCHERS = ("local", "ssh", "mpi", "slurm", "sge", "ray", "kubernetes")
 _ONLY_OF = {
     "sync_dst_dir": "ssh",
     "ssh_option": "ssh",

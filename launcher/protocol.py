@@ -7,8 +7,9 @@ Orders, to the agent:
                                           At this address, else the interface's, else that on the way to these hosts
     {"do": "start", "job": ID, "root": ADDRESS, "cwd": DIRECTORY | null, "keys": {NAME: CONTENT}, "grace": SECONDS,
         "max_restarts": N, "shrinks": BOOL, "replicas": N,
-        "processes": [{"id", "role", "rank", "host", "argv", "env", "starts"}]}         once; those that do not
-                                                                            start now are servers, for "scale"
+        "processes": [{"id", "role", "rank", "host", "argv", "env", "starts", "restarts"?}]}
+                                          once; those that do not start now are servers, for "scale";
+                                          "restarts": how often other agents have started it again
     {"do": "add", "process": {...}, "keys": {...}}         one more, while the job runs
     {"do": "signal", "signal": N}         to all process groups; from the first one on nothing is started again
     {"do": "kill", "id", "pid", "signal": N}         to this process itself, unless it has ended
@@ -26,7 +27,8 @@ may be "died", each followed by another "started" or by "failed". A server proce
     {"event": "placed", "directory": PATH}         it has made the job's directory on this host
     {"event": "opened", "root": ADDRESS}         the scheduler will listen there; or:
     {"event": "refused", "error": TEXT}         it cannot, or it cannot make the directory
-    {"event": "started", "id", "pid"}         its pid is also its process group
+    {"event": "started", "id", "pid", "host"?}         its pid is also its process group; "host": where, if the
+                                                         agent has several
     {"event": "failed", "id", "code": 126 | 127, "error": TEXT}         it could not be started
     {"event": "output", "id", "stream": "stdout" | "stderr", "lines": [TEXT]}
     {"event": "died", "id", "code"}         negative, a signal's; it is being started again

@@ -209,7 +209,7 @@ class Job:
             case "placed":
                 self._directories[agent.host] = event["directory"]
             case "started":
-                self._supervisor.started(event["id"], event["pid"])
+                self._supervisor.started(event["id"], event["pid"], event.get("host", ""))
             case "output":
                 self._output(event["id"], event["stream"], event["lines"])
             case "died":

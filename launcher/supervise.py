@@ -28,6 +28,7 @@ class Process:
     ended: float | None = None
     error: str = ""  # why it could not be started
     record: ErrorRecord | None = None  # what it left about its error
+    host: str = ""  # where it runs, if the host of its spec stands for a cluster
     restarts: int = 0  # how often it was started again
     dropped: bool = False  # a signal ended it, and the others go on without it
     lost: bool = False  # it was to be killed, because it exists but does not answer
@@ -37,7 +38,7 @@ class Process:
     @property
     def where(self) -> str:
         """``worker 1 on localhost (pid 4711)``."""
-        return f"{self.spec.label} on {self.spec.host} (pid {self.pid})"
+        return f"{self.spec.label} on {self.host or self.spec.host} (pid {self.pid})"
 
     @property
     def caused_by(self) -> str | None:
@@ -139,9 +140,10 @@ class Supervisor:
         self.processes.append(Process(spec, late=True))
         return len(self.processes) - 1
 
-    def started(self, index: int, pid: int) -> None:
-        """A process runs; it may have ended before."""
+    def started(self, index: int, pid: int, host: str = "") -> None:
+        """A process runs; it may have ended before. ``host``: where, if its agent has several hosts."""
         process = self.processes[index]
+        process.host = host
         process.pid, process.exit, process.ended, process.record = pid, None, None, None
 
     def could_not_start(self, index: int, error: str, code: int, now: float) -> list[Action]:
