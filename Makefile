@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-# What `make test` installs: EXTRAS=test,torch-test adds torch and jax, without which the tests that need them are skipped.
+# What `make test` installs: EXTRAS=test,torch-test adds torch and jax, without which the tests that need them are skipped,
+# ray that of the tests on a Ray cluster.
 EXTRAS ?= test
 # Processes that run tests beside each other, each whole files. Most tests wait for threads and processes half of their time.
 JOBS ?= 2

@@ -20,10 +20,10 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from . import ray_bridge
-from .keys import key_file
 from .protocol import BEAT, PROTOCOL, Message, MessageReader, encode
 from .pulse import Pulse
 from .ray_seat import Seat, Unusable
+from .ray_split import keys_of, summary
 from .survey import reach
 
 _CHUNK = 1 << 18
@@ -40,6 +40,7 @@ class RayAgent:
         self._group: Any = None  # the placement group
         self._seats: list[Seat] = []  # in the order of the job's processes: the scheduler's first
         self._started: Message = {}  # the order to start
+        self._looks: list[Message] = []  # what the agents have found out, for --check
         self._pulse = Pulse(plan["silence"], time.monotonic())  # of the launcher
 
     async def run(self, orders: asyncio.StreamReader) -> None:
@@ -86,16 +87,19 @@ class RayAgent:
             case "scale":
                 error = "servers move on one host only; on Ray each has an actor of its own"
                 await self._tell({"event": "scaled", "servers": 0, "moved": [], "error": error})
+            case "look":
+                await self._take_seats()
+                if await self._ready():
+                    for seat in self._seats:
+                        seat.send(order)
             case "pause":
                 self._pulse.pause()
 
     async def _open(self, order: Message) -> None:
-        """Have all actors made, and the scheduler's listen."""
-        await self._take_places(len(self._plan["restarts"]))
-        for number, restarts in enumerate(self._plan["restarts"]):
-            self._seat(restarts, scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, number))
-        first = self._seats[0]
+        """Have the scheduler's actor listen, once all are there."""
+        await self._take_seats()
         if await self._ready():
+            first = self._seats[0]
             address = None if order["interface"] else first.address
             first.send(order | {"address": order["address"] or address})
 
@@ -108,6 +112,14 @@ class RayAgent:
             await self._tell({"event": "refused", "error": str(error)})
             return False
         return True
+
+    async def _take_seats(self) -> None:
+        """Have all actors made, when there is room for all."""
+        if self._seats:
+            return
+        await self._take_places(len(self._plan["restarts"]))
+        for number, restarts in enumerate(self._plan["restarts"]):
+            self._seat(restarts, scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, number))
 
     async def _take_places(self, count: int) -> None:
         self._group = placement_group([_ROOM] * count, strategy="SPREAD")
@@ -123,13 +135,13 @@ class RayAgent:
     def _seat(self, restarts: int, **options: Any) -> Seat:
         make = ray.remote(concurrency_groups={"orders": 1}, max_restarts=restarts, num_cpus=_ROOM["CPU"])
         actor = make(ray_bridge.Bridge).options(**options).remote(self._plan["command"])
-        self._seats.append(Seat(actor, restarts, self._plan["silence"], self._tell))
+        self._seats.append(Seat(actor, restarts, self._plan["silence"], self._said))
         return self._seats[-1]
 
     def _start(self, order: Message) -> None:
         self._started = order
         for seat, process in zip(self._seats, order["processes"], strict=True):
-            self._start_one(seat, process, _keys_of(process, order))
+            self._start_one(seat, process, keys_of(process, order))
 
     def _start_one(self, seat: Seat, process: Message, keys: Mapping[str, str]) -> None:
         if process["role"] == "worker":
@@ -157,6 +169,15 @@ class RayAgent:
             await self._tell({"event": "beat"})
             await asyncio.sleep(BEAT)
 
+    async def _said(self, event: Message) -> None:
+        """An agent has something to say. What they have found out is told as one."""
+        if event["event"] == "looked":
+            self._looks.append(event)
+            if len(self._looks) < len(self._seats):
+                return
+            event = summary(self._looks)
+        await self._tell(event)
+
     async def _tell(self, event: Message) -> None:
         """Returns when the launcher takes more."""
         self._events.write(encode(event))
@@ -169,18 +190,6 @@ class RayAgent:
             await asyncio.wait_for(asyncio.gather(*(seat.ended() for seat in self._seats)), _ENDING)
         if self._group is not None:
             remove_placement_group(self._group)
-
-
-def _keys_of(process: Message, order: Message) -> dict[str, str]:
-    """Of the keys of all processes those that this one needs, as on a host of its own."""
-    own = {key_file(other["role"], other["rank"]): other for other in order["processes"]}
-    servers = sum(other["role"] == "server" for other in own.values())
-    needs = {key_file(process["role"], process["rank"])}
-    if process["role"] == "server" and order["replicas"]:
-        needs.add(key_file("server", (process["rank"] - 1) % servers))
-    if process["role"] == "scheduler":
-        needs |= order["keys"].keys() - own.keys()  # of workers that are started by hand, who look there
-    return {name: key for name, key in order["keys"].items() if name in needs or not name.endswith(".key")}
 
 
 async def _serve(plan: Mapping[str, Any], orders: int, events: int) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -36,6 +37,7 @@ class Bridge:
 
     def __init__(self, command: list[str]) -> None:
         """``command`` runs an agent; an empty first word stands for the interpreter here. Raises FileNotFoundError."""
+        self._life = secrets.token_hex(8)
         words = [command[0] or sys.executable, *command[1:]]
         if shutil.which(words[0]) is None:
             raise FileNotFoundError(f"there is no program {words[0]} on {os.uname().nodename}")
@@ -49,11 +51,12 @@ class Bridge:
             os.close(theirs)
             os.close(events)
 
-    def node(self) -> tuple[str, str, str]:
-        """The name of this node, the address at which Ray reaches it, and the file of the agent's stderr."""
+    def place(self) -> dict[str, str]:
+        """Which life of the actor this is; its node's name, and address for Ray; the file of the agent's stderr."""
         import ray  # this module is imported where there need not be one
 
-        return os.uname().nodename, ray.util.get_node_ip_address(), os.readlink("/proc/self/fd/2")
+        log = os.readlink("/proc/self/fd/2")
+        return {"life": self._life, "host": os.uname().nodename, "address": ray.util.get_node_ip_address(), "log": log}
 
     def order(self, data: bytes) -> None:
         """Pass on to the agent. That it is gone shows in ``events``."""

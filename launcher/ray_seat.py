@@ -10,11 +10,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
 
 from .protocol import PROTOCOL, Message, MessageReader, encode
 from .pulse import Pulse
 
+_TURN = 0.05  # seconds between looks for an actor that is being started again
 _AHEAD = 16  # pieces of events that an actor may be ahead of who reads them: from there on processes wait
 _NOT_FOR_THE_LAUNCHER = ("hello", "placed", "beat")
 
@@ -41,8 +42,10 @@ class Seat:
         self._telling = False  # the launcher has not taken what this one said
         self._up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._up.add_done_callback(lambda up: up.exception())  # it need not be asked for
+        self._life = ""  # of the actor: another one each time that Ray starts it
+        self._log = ""  # where the agent's stderr is
+        self._reason = ""  # why the actor was killed by us
         self.host = self.address = ""  # of the node
-        self._log = ""  # where the agent's stderr is, there
         self._tasks = [asyncio.create_task(self._live()), asyncio.create_task(self._write())]
 
     async def ready(self) -> None:
@@ -85,7 +88,7 @@ class Seat:
             self._pulse.heard(now)
         if self._pulse.is_lost(now):
             self._pulse = None
-            ray.kill(self._actor, no_restart=False)
+            self._kill(f"nothing was heard of it for {self._silence:g} s")
 
     def stop_restarting(self) -> None:
         """The job is being ended."""
@@ -113,27 +116,39 @@ class Seat:
 
     async def _live(self) -> None:
         while True:
+            self._reason = ""
+            reason = ""
             try:
-                # Unlike other calls this one waits while Ray starts the actor again.
-                self.host, self.address, self._log = await self._actor.node.options(max_task_retries=-1).remote()
-                self._begin()
+                await self._begin()
                 await self._listen()
                 if self._closing:
                     return
                 await self._bury()
-                reason = f"the agent in it died, see {self._log} there"
-            except RayActorError as error:
-                reason = _last_line(str(error))
+            except ActorDiedError as error:
+                reason = _gist(str(error))
+            except RayActorError:  # Ray starts it again
+                pass
             self._pulse = None
-            if not await self._goes_on(reason):
+            if not await self._goes_on(self._reason or reason):
                 return
 
-    def _begin(self) -> None:
-        """The actor is there, with a new agent."""
+    async def _begin(self) -> None:
+        """Wait until Ray has started the actor, with a new agent in it."""
+        while True:
+            with contextlib.suppress(ActorUnavailableError):
+                place = await self._actor.place.options(max_task_retries=-1).remote()
+                if place["life"] != self._life:
+                    break
+            await asyncio.sleep(_TURN)  # it is being started, or about to die
+        self._life, self.host, self.address, self._log = (place[key] for key in ("life", "host", "address", "log"))
         self._out.clear()
         self._pulse = Pulse(self._silence, time.monotonic())
-        if self._order is not None:
+        if self._order is None:
+            return
+        if self._most:
             self.send(self._order | {"processes": [self._process | {"restarts": self._restarts}]})
+        else:  # the job is being ended meanwhile
+            await self._give_up()
 
     async def _listen(self) -> None:
         """Pass on what the agent says, until it ends."""
@@ -152,14 +167,13 @@ class Seat:
                 self._greeted(event["protocol"])
             case "started":
                 self._pid = event["pid"]
-                event = event | {"host": self.host}
             case "died":
                 self._restarts += 1
                 self._pid = None
             case "exited" | "failed":
                 self._over, self._pid = True, None
         if event["event"] not in _NOT_FOR_THE_LAUNCHER:
-            await self._say(event)
+            await self._say(event | {"host": self.host})
 
     def _greeted(self, protocol: int) -> None:
         if self._up.done():
@@ -174,6 +188,11 @@ class Seat:
         """The agent has died alone: end what it ran, and have Ray start the actor again."""
         if self._pid is not None:
             await self._actor.kill_group.remote(self._pid)
+        self._kill(f"the agent in it ended, see {self._log} there")
+
+    def _kill(self, reason: str) -> None:
+        """Ray starts it again, if it may."""
+        self._reason = reason
         ray.kill(self._actor, no_restart=False)
 
     async def _goes_on(self, reason: str) -> bool:
@@ -183,16 +202,21 @@ class Seat:
         if self._over or self._order is None:
             return False
         label = self._process["role"] + (f" {self._process['rank']}" if self._process["role"] != "scheduler" else "")
-        await self._say({"event": "notice", "text": f"the actor of {label} on {self.host} died: {reason}"})
+        because = f": {reason}" if reason else ""
+        await self._say({"event": "notice", "text": f"the actor of {label} on {self.host} died{because}"})
         self._pid = None
         if self._restarts < self._most:
             self._restarts += 1
             await self._say({"event": "died", "id": self.id, "code": -signal.SIGKILL})
             return True
+        await self._give_up()
+        return False
+
+    async def _give_up(self) -> None:
+        """The process has died, and is not started again."""
         self._over = True
         ray.kill(self._actor)
         await self._say({"event": "exited", "id": self.id, "code": -signal.SIGKILL})
-        return False
 
     async def _say(self, event: Message) -> None:
         self._telling = True
@@ -200,5 +224,7 @@ class Seat:
         self._telling = False
 
 
-def _last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no reason given")
+def _gist(text: str) -> str:
+    """What one of Ray's long errors is about: the first sentence of its last line."""
+    line = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no reason given")
+    return line.split(". ")[0]

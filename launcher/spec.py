@@ -117,7 +117,7 @@ def plan(
         for env in (common, servers, workers):
             env.setdefault("OMP_NUM_THREADS", "1")
         total = 1 + options.num_servers + options.num_workers
-        shared = "this host" if len(hosts) == 1 else f"{len(hosts)} hosts"
+        shared = f"{len(hosts)} hosts" if len(hosts) > 1 else "this host" if hosts[0].is_here else hosts[0].name
         notices.append(f"OMP_NUM_THREADS=1, for {total} processes share {shared}; set it to choose another number")
     roles = _Roles(options, Placement(hosts, options.num_workers, options.servers_on), _addresses(hosts), workers)
     processes = [roles.scheduler(common), *(roles.server(rank, servers) for rank in range(options.max_servers))]

@@ -168,3 +168,10 @@ def test_where_ray_is_not_installed_the_launcher_says_what_to_install(monkeypatc
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'pslite\[ray\]'"):
         ray.hosts(parse(["-n", "1", "true"], "x"), {})
+
+
+def test_check_looks_at_the_nodes(address: str) -> None:
+    done = launch(address, "--check", "-n", 1, "--chdir", "/nowhere")
+    assert done.returncode == 1
+    assert done.stdout.startswith("ray  problem  python 3.") and "; reached at " in done.stdout
+    assert done.stdout.splitlines()[1:] == [f"     - {os.uname().nodename}: there is no directory /nowhere"]
