@@ -14,10 +14,9 @@ from functools import partial
 from typing import Any
 
 from . import wire
-from .delivery import Pending
+from .delivery import Pending, error_of
 from .errors import PSError
 from .postoffice import SAME_AS_CONFIG, Postoffice
-from .postoffice.core import error_of
 from .wire import Message
 
 KEPT_RESULTS = 1024  # finished requests whose results or errors wait for somebody to ask for them

@@ -524,3 +524,10 @@ def _is_status(body: Any) -> bool:
     if not (isinstance(body, list) and len(body) == 2 and all(isinstance(part, list) for part in body)):
         return False
     return all(type(number) is int for number in body[0])
+
+
+def error_of(reply: Message | PSError) -> PSError | None:
+    """The error that a reply carries, or None."""
+    if isinstance(reply, PSError):
+        return reply
+    return PSError.from_wire(reply.body) if reply.flags & Flag.ERROR else None

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from . import wire
+from .delivery import error_of
 from .errors import ProtocolError, PSError
 from .ids import SERVER_GROUP, backup_of, name_of
 from .postoffice import Postoffice
-from .postoffice.core import error_of
 from .simple_app import answer_error
 from .wire import Kind, Message, Op
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pslite import ids
-from pslite.delivery import Delivery, Pending, Send
+from pslite.delivery import Delivery, Pending, Send, error_of
 from pslite.errors import (
     AuthError,
     JoinError,
@@ -296,7 +296,6 @@ class Core:
             return []
         error = JoinError(node=ids.name_of(message.sender) if message.sender else "this process", reason=reason)
         reply = Message(Kind.REPLY, job=message.job, sender=self.node or ids.SCHEDULER, recver=message.sender)
-        reply.incarnation = self.delivery.incarnation
         # Of the requests that a probe asks about, the oldest is refused, and by the next probes the others.
         reply.seq = message.floor if message.kind == Kind.PROBE else message.seq
         reply.flags, reply.body = Flag.ERROR | Flag.REFUSED, error.to_wire()
@@ -597,10 +596,3 @@ class Core:
                 self.roster[member.node].ended = member.error
             elif not member.here:
                 self._suspend(member.node)
-
-
-def error_of(reply: Message | PSError) -> PSError | None:
-    """The error that a reply carries, or None."""
-    if isinstance(reply, PSError):
-        return reply
-    return PSError.from_wire(reply.body) if reply.flags & Flag.ERROR else None

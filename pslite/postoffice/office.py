@@ -16,7 +16,7 @@ from typing import Any
 
 from pslite import ids, wire
 from pslite.config import Config
-from pslite.delivery import Delivery, Pending
+from pslite.delivery import Delivery, Pending, error_of
 from pslite.errors import (
     BarrierTimeout,
     ConfigError,
@@ -33,7 +33,7 @@ from pslite.wire import Kind, Message, Op
 
 from . import addresses, place
 from .actions import PeerAway, PeerBack
-from .core import FOR_EVER, Core, error_of
+from .core import FOR_EVER, Core
 from .joining import Joining
 from .membership import Membership, Policy
 from .placement import key_ranges
