@@ -42,7 +42,7 @@ class Office:
             job="job", restarts=server.restarts, keeper_fd=0, timeout=None,
             checkpoint_dir=directory, checkpoint_every=plan.save_every or None, checkpoint_keep=2,
         )  # fmt: skip
-        self.node, self.rank = server.node, server.rank
+        self.node, self.rank, self.again = server.node, server.rank, server.core.again
         self.num_workers, self.num_servers = server.core.num_workers, server.core.num_servers
         self.customers: dict[tuple[int, int], Callable[[Message], None]] = {}
         self.on_ended: list[Callable[[int, Any], None]] = []
