@@ -51,7 +51,7 @@ class Agreement:
     def follows(self, rank: int, what: str) -> bool:
         """Whether a rank has said the same as the lead did last."""
         said = self._said.get(what)
-        return bool(said) and self._heard.get((what, rank)) == said[-1].number  # type: ignore[index]
+        return said is not None and self._heard.get((what, rank)) == said[-1].number
 
     def heard(self, what: str) -> list[int]:
         """The ranks that have agreed to one of a setting's values, whichever."""
@@ -89,18 +89,18 @@ class Agreement:
 
     def _decide(self, what: str, value: Any, ticket: Ticket) -> bool:
         """Whether the lead has answered this call, or never will; sets the ticket's error."""
-        said = self._said.setdefault(what, deque(maxlen=KEPT_CHANGES))
+        said = self._said.get(what, ())
         heard = self._heard.get((what, ticket.rank), 0)
         new = [s for s in said if s.number > heard or (s.number == heard and s.error is None)]
         match = next((s for s in new if s.value == value), None)
         if match is None and ticket.rank == self._lead:
-            match = self._add(said, what, value)
+            match = self._add(what, value)
         other = next((s for s in said if s.number > heard), None)
         if match is not None:
             self._heard[what, ticket.rank] = match.number
             ticket.error = match.error
             if match.number != heard and match.error is None:
-                self._follow(what, ticket.rank, match.made, match is said[-1])
+                self._follow(what, ticket.rank, match.made, match is self._said[what][-1])
         elif other is not None:
             got, expected = _differences(value, other.value)
             ticket.error = ConflictError(what=f"the {what}", rank=ticket.rank, got=got, expected=expected)
@@ -109,7 +109,8 @@ class Agreement:
             return self._gone is not None
         return True
 
-    def _add(self, said: deque[_Said], what: str, value: Any) -> _Said:
+    def _add(self, what: str, value: Any) -> _Said:
+        said = self._said.setdefault(what, deque(maxlen=KEPT_CHANGES))
         new = _Said(said[-1].number + 1 if said else 1, value, None)
         try:
             new.made = self._adopt(what, value)

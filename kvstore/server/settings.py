@@ -110,9 +110,11 @@ class Settings:
 
     def _follow(self, what: str, rank: int, rule: Rule | None, newest: bool) -> None:
         """A rank has come to a setting that it had not heard of before."""
-        if what == "rule" and newest:
-            self._changed.pop(rank if self.sync else -1, None)
-        elif what == "rule" and self.sync and rule is not None:
+        if what != "rule" or not self.sync:
+            return
+        if newest:
+            self._changed.pop(rank, None)
+        elif rule is not None:
             self._changed[rank] = rule
 
     def __repr__(self) -> str:

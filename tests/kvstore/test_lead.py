@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,13 +78,17 @@ def everything(kv: KVStore, directory: Path) -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize("servers", [1, 2])
-@pytest.mark.parametrize("type", ["dist_sync", "dist_async"])
-def test_the_next_one_does_all_that_rank_0_did(type: str, servers: int, tmp_path: Path) -> None:
+def test_the_next_one_does_all_that_rank_0_did(tmp_path: Path) -> None:
+    jobs = itertools.product(["dist_sync", "dist_async"], [1, 2])
+    run_all([functools.partial(does_all, *job, tmp_path, f"{number}") for number, job in enumerate(jobs)])
+
+
+def does_all(type: str, servers: int, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
     with shrinking(type=type, servers=servers, bigarray_bound=12) as (cluster, stores):
         each(stores, lambda kv: kv.init("old", np.full(SHAPE, 100.0 + kv.rank, np.float32)))
         kill(cluster, 0)
-        first, second = each(stores[1:], lambda kv: everything(kv, tmp_path))
+        first, second = each(stores[1:], lambda kv: everything(kv, tmp_path / name))
         assert first[0] == [1.0] * 4, "the value of the lowest live rank counts"
         assert first[-1] == [1, 2]
         if type == "dist_sync":
@@ -93,7 +98,7 @@ def test_the_next_one_does_all_that_rank_0_did(type: str, servers: int, tmp_path
             assert first[4:7] == first[1:4]
         kill(cluster, 1)  # and the next
         stores[2].init("last", np.full(SHAPE, 2.0))
-        stores[2].save(tmp_path / "all")
+        stores[2].save(tmp_path / name / "all")
         assert stores[2].pull("last").tolist() == [2.0] * 4
 
 
@@ -128,8 +133,11 @@ def test_nobody_else_may() -> None:
                 stores[2]._tell_first_server(what, [None, None])
 
 
-@pytest.mark.parametrize("type", ["dist_sync", "dist_async"])
-def test_a_worker_that_came_later_leads_in_the_end(type: str) -> None:
+def test_a_worker_that_came_later_leads_in_the_end() -> None:
+    run_all([functools.partial(leads_in_the_end, type) for type in ("dist_sync", "dist_async")])
+
+
+def leads_in_the_end(type: str) -> None:
     with shrinking(2, type, max_workers=3) as (cluster, stores):
         each(stores, lambda kv: kv.init("w", np.zeros(SHAPE, np.float32)))
         coming = soon(lambda: started(cluster.join(), type))
