@@ -143,6 +143,10 @@ class Host(Namespace):
         )
 
 
+def _port(host: Host) -> str:
+    return f"port{host.address.removeprefix(PREFIX)}"
+
+
 def _addresses(hosts: Sequence[Host]) -> str:
     return ", ".join(host.address for host in hosts)
 
@@ -189,7 +193,7 @@ class Network:
         self._count += 1
         host = Host(f"{PREFIX}{self._count}")
         self._add(host)
-        port = f"port{self._count}"
+        port = _port(host)
         peer = ["peer", "name", "eth0", "netns", host.path]
         self._switch.run("ip", "link", "add", port, "type", "veth", *peer)
         self._switch.run("ip", "link", "set", port, "master", "br0", "up")
@@ -213,9 +217,13 @@ class Network:
         host.run("ip", "route", "add", "default", "via", f"{inside}1")
         return host
 
+    def plug(self, host: Host, plugged: bool) -> None:
+        """Pull a host's cable out of the switch, or put it back."""
+        self._switch.run("ip", "link", "set", _port(host), "up" if plugged else "down")
+
     def limit_towards(self, host: Host, rate: str) -> None:
         """So many bits a second reach a host."""
-        port = f"port{host.address.removeprefix(PREFIX)}"
+        port = _port(host)
         self._switch.run(
             "tc", "qdisc", "replace", "dev", port, "root", "tbf", "rate", rate, "burst", "32kb", "latency", "200ms"
         )
