@@ -70,6 +70,7 @@ class Agent:
     def run(self) -> None:
         """Serve until everything has ended."""
         os.set_blocking(self._events, False)
+        self._out += b"\n"  # a login script may have begun a line
         self._send({"event": "hello", "protocol": PROTOCOL} | _ssh_connection())
         try:
             while not self._finished():

@@ -18,7 +18,7 @@ from .protocol import BEAT, Message, MessageReader, encode
 from .pulse import Pulse
 
 _CHUNK = 1 << 18
-_LAST_WORDS = 5  # lines that a carrier wrote to stderr, kept to say why it ended
+_LAST_WORDS = 5  # lines that were no agent's, kept to say why there is none
 _ENDING = 6.0  # seconds for an agent elsewhere to end everything and itself, which takes it four
 
 
@@ -75,6 +75,8 @@ class AgentLink:
         if not data:
             return None
         events = self._reader.feed(data)
+        self.last_words.extend(line for line in self._reader.noise if line.strip())
+        self._reader.noise.clear()
         if self._pulse is not None:
             self._pulse.heard(time.monotonic())
         return [event for event in events if event["event"] != "beat"]

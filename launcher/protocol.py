@@ -66,6 +66,8 @@ class MessageReader:
 
     def __init__(self) -> None:
         self._rest: list[bytes] = []  # of an unfinished line
+        self._begun = False  # a message has come
+        self.noise: list[str] = []  # lines before the first message: what a host prints when somebody logs in
 
     def feed(self, data: bytes) -> list[Message]:
         """The messages that are complete after these bytes."""
@@ -74,4 +76,10 @@ class MessageReader:
             lines[0] = b"".join([*self._rest, lines[0]])
             self._rest = []
         self._rest.append(rest)
-        return [json.loads(line) for line in lines]
+        return [json.loads(line) for line in lines if self._is_message(line)]
+
+    def _is_message(self, line: bytes) -> bool:
+        self._begun = self._begun or line.startswith(b'{"')
+        if not self._begun:
+            self.noise.append(line.decode(errors="replace"))
+        return self._begun
