@@ -17,7 +17,10 @@ from typing import IO, Any
 from .logs import LineSplitter
 
 _CHUNK = 1 << 16
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 _LAST_WORDS = 1 << 20  # bytes read from a pipe whose process has ended: others of its group may write for ever
+
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 Lines = tuple[str, list[str]]  # stream name, lines
 
@@ -32,12 +35,23 @@ class Pipe:
 
 
 def adopt_orphans() -> None:
-    """Become the parent of whatever our processes leave behind, to see it end (prctl(2), PR_SET_CHILD_SUBREAPER).
+    """Become the parent of whatever our processes leave behind, to see it end.
 
     Else init is, and in a container init is often a program that never reaps: a group of zombies looks alive for ever.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _begin(limits: tuple[int, int] | None) -> None:
+    """Between fork and exec, which is safe in a process with one thread."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # else it would outlive an agent that is killed
+    if limits is not None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def _prctl(option: int, value: int) -> None:
+    if _libc is not None:
+        _libc.prctl(option, value, 0, 0, 0)
 
 
 def reap_orphans(own: Collection[int | None]) -> None:
@@ -91,8 +105,7 @@ class Child:
                 bufsize=0,
                 start_new_session=True,
                 pass_fds=descriptors,
-                # Between fork and exec, which is safe in a process with one thread.
-                preexec_fn=partial(resource.setrlimit, resource.RLIMIT_NOFILE, limits) if limits else None,
+                preexec_fn=partial(_begin, limits),
             )
         except OSError as error:
             self.exit = 127 if isinstance(error, FileNotFoundError) else 126
