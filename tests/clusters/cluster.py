@@ -6,7 +6,7 @@ import contextlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -25,18 +25,20 @@ class Cluster:
     """``head`` and ``nodes``, booted. ``with Cluster(directory, 3) as cluster``; at the end all of it is gone.
 
     Their names, node1 and so on, are known everywhere. sshd listens on ports 22 and 2222. The user's configuration,
-    ``~/.ssh/config`` on the head, knows node1 also as ``alias``.
+    ``~/.ssh/config`` on the head, knows node1 also as ``alias``. The directory ``shared`` is everybody's.
     """
 
     def __init__(self, directory: Path, nodes: int) -> None:
         self._directory = directory
+        self.shared = directory / "shared"
+        self.shared.mkdir()
         self._open = ExitStack()
         self.network = self._open.enter_context(Network())
         names = ["head", *(f"node{number}" for number in range(1, nodes + 1))]
         self.machines = []
         for name, host in zip(names, self.network.hosts(len(names)), strict=True):
             (directory / name).mkdir()
-            self.machines.append(Machine(host, name, directory / name, own_pids=name != "head"))
+            self.machines.append(Machine(host, name, directory / name, self.shared, own_pids=name != "head"))
         self.head, *self.nodes = self.machines
         self._user = make_key(directory / "id_ed25519")
         secret = (directory / "id_ed25519").read_text()
@@ -95,16 +97,16 @@ class Cluster:
         finally:
             keys.write_text(self._user + "\n")
 
-    def traces(self, but: Sequence[Machine] = ()) -> list[str]:
-        """What jobs have left anywhere, except on some hosts."""
-        machines = [machine for machine in self.machines if machine not in but]
+    def traces(self, only: Machine | None = None) -> list[str]:
+        """What jobs have left anywhere, or on one host."""
+        machines = [only] if only else self.machines
         return [f"{machine.name}: {trace}" for machine in machines for trace in machine.traces()]
 
-    def wait_until_clean(self, since: float, what: str, but: Sequence[Machine] = ()) -> None:
-        """Wait until nothing of a job is left anywhere, and show how long it took."""
+    def wait_until_clean(self, since: float, what: str, only: Machine | None = None) -> None:
+        """Wait until nothing of a job is left anywhere, or on one host, and show how long it took."""
         with contextlib.suppress(AssertionError):
-            wait_until(lambda: not self.traces(but), LONGEST)
-        assert not self.traces(but), self.traces(but)
+            wait_until(lambda: not self.traces(only), LONGEST)
+        assert not self.traces(only), self.traces(only)
         took(since, what)
 
     def __enter__(self) -> Cluster:
@@ -146,15 +148,30 @@ class Launcher:
 
     def said(self, text: str, times: int = 1) -> None:
         """Return when a text was written to stdout, so often."""
-        wait_until(lambda: self.stdout.count(text) >= times or self.popen.poll() is not None, LONGEST, repr(text))
-        assert self.stdout.count(text) >= times, self
+        self._wait_until(lambda: self.stdout.count(text) >= times, f"{times} times {text!r}")
+
+    def told(self, text: str) -> None:
+        """Return when a text was written to stderr."""
+        self._wait_until(lambda: text in self.stderr, repr(text))
+
+    def _wait_until(self, seen: Callable[[], bool], what: str) -> None:
+        with contextlib.suppress(AssertionError):
+            wait_until(lambda: seen() or self.status is not None, LONGEST)
+        assert seen(), f"{what} is not in the output of {self}"
+
+    @property
+    def status(self) -> int | None:
+        """Its exit status; None while it runs."""
+        return self.popen.poll()
 
     def wait(self) -> int:
         """Its exit status, when it has ended."""
-        return self.popen.wait(LONGEST)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.popen.wait(LONGEST)
+        raise AssertionError(f"it has not ended in {LONGEST} s: {self}")
 
     def __repr__(self) -> str:
-        return f"<launcher status={self.popen.poll()}\n{self.stdout}{self.stderr}>"
+        return f"<launcher status={self.status}\n{self.stdout}{self.stderr}>"
 
     def __enter__(self) -> Launcher:
         return self

@@ -59,14 +59,15 @@ _SSHD_CONFIG = "".join(f"Port {port}\n" for port in PORTS) + (
 
 
 class Machine:
-    """A host of a cluster. ``directory`` is empty; what its sshd says is there.
+    """A host of a cluster. ``directory`` is empty; what its sshd says is there. ``shared``: one that all hosts have.
 
     ``own_pids``: its processes have numbers of their own, so that they mean nothing elsewhere. Without it a process
     that a test starts here has the pid that the test sees, and hears its signals.
     """
 
-    def __init__(self, host: Host, name: str, directory: Path, own_pids: bool) -> None:
+    def __init__(self, host: Host, name: str, directory: Path, shared: Path, own_pids: bool) -> None:
         self.host, self.name = host, name
+        self._kept = _below_tmp(shared, ROOT, sys.prefix, sys.base_prefix, *sys.path)
         self.address = host.address
         self.address6 = PREFIX6 + host.address.removeprefix(PREFIX)
         self._own_pids = own_pids
@@ -87,7 +88,7 @@ class Machine:
             (self._files / name).touch(mode=0o600)
             (self._files / name).write_text(text)
         spaces = ["--mount", "--uts", *(["--pid", "--fork", "--kill-child"] if self._own_pids else [])]
-        boot = ["unshare", *spaces, "sh", "-c", _BOOT, "sh", self.name, str(self._files), *_needed()]
+        boot = ["unshare", *spaces, "sh", "-c", _BOOT, "sh", self.name, str(self._files), *self._kept]
         with open(self._log, "wb") as log:
             # Without its first process, which the kernel ends with ours, all of the host is gone.
             self._boot = subprocess.Popen(
@@ -149,11 +150,18 @@ class Machine:
 
     def traces(self) -> list[str]:
         """What jobs have left here: processes, and whatever lies in /tmp or in shared memory."""
-        places = ("/tmp", "/dev/shm")
-        files = [f"{place}/{path.name}" for place in places for path in self.file(place).iterdir()]
-        kept = {"/" + "/".join(Path(path).parts[1:3]) for path in _needed()}
-        running = [f"process {pid}: {' '.join(words)}" for pid, words in self.processes().items()]
-        return running + sorted(set(files) - kept)
+        return [f"process {pid}: {' '.join(words)}" for pid, words in self.processes().items()] + self._files_left()
+
+    def _files_left(self) -> list[str]:
+        files = {f"{place}/{path.name}" for place in ("/tmp", "/dev/shm") for path in self.file(place).iterdir()}
+        return sorted(files - {"/" + "/".join(Path(path).parts[1:3]) for path in self._kept})
+
+    def sweep(self) -> None:
+        """End what jobs have left here."""
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.run("rm", "-rf", "--", *self._files_left())
 
     @contextlib.contextmanager
     def without(self, *directories: str | Path) -> Iterator[None]:
@@ -189,7 +197,6 @@ def make_key(path: Path) -> str:
     return path.with_name(path.name + ".pub").read_text().strip()
 
 
-def _needed() -> list[str]:
-    """Directories below /tmp that hold Python, the packages or this project."""
-    candidates = {str(ROOT), sys.prefix, sys.base_prefix, *sys.path}
-    return sorted(path for path in candidates if path.startswith("/tmp/") and Path(path).is_dir())
+def _below_tmp(*paths: str | Path) -> list[str]:
+    """The directories among these that a /tmp of their own would hide: Python, the packages, this project."""
+    return sorted(path for path in set(map(str, paths)) if path.startswith("/tmp/") and Path(path).is_dir())
