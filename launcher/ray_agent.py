@@ -37,6 +37,9 @@ class RayAgent:
 
     def __init__(self, plan: Mapping[str, Any], events: asyncio.StreamWriter) -> None:
         self._plan, self._events = plan, events
+        self._turn = asyncio.Lock()  # of who waits for the launcher to take an event
+        self._added: set[asyncio.Task[None]] = set()  # seats that are being made for processes that join
+        self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # an error of our own
         self._group: Any = None  # the placement group
         self._seats: list[Seat] = []  # in the order of the job's processes: the scheduler's first
         self._started: Message = {}  # the order to start
@@ -48,12 +51,12 @@ class RayAgent:
         await self._tell({"event": "hello", "protocol": PROTOCOL, "came_to": None, "came_from": None})
         queue: asyncio.Queue[Message] = asyncio.Queue()
         tasks = [asyncio.create_task(work) for work in (self._read(orders, queue), self._obey_all(queue), self._beat())]
-        done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in rest:
+        done, _ = await asyncio.wait([*tasks, self._broken], return_when=asyncio.FIRST_COMPLETED)
+        for task in (*tasks, *self._added):
             task.cancel()
         await self._end()
-        for task in done:
-            task.result()
+        for work in done:
+            work.result()
 
     # -- orders -------------------------------------------------------------------------------------------------------
 
@@ -62,6 +65,8 @@ class RayAgent:
         while data := await orders.read(_CHUNK):
             self._pulse.heard(time.monotonic())
             for order in reader.feed(data):
+                if order["do"] == "pause":
+                    self._pulse.pause()
                 queue.put_nowait(order)
 
     async def _obey_all(self, queue: asyncio.Queue[Message]) -> None:
@@ -75,7 +80,7 @@ class RayAgent:
             case "start":
                 self._start(order)
             case "add":
-                await self._add(order)
+                self._added.add(asyncio.create_task(self._add(order)))  # others do not wait for its room
             case "signal":
                 for seat in self._seats:
                     seat.stop_restarting()
@@ -92,8 +97,6 @@ class RayAgent:
                 if await self._ready():
                     for seat in self._seats:
                         seat.send(order)
-            case "pause":
-                self._pulse.pause()
 
     async def _open(self, order: Message) -> None:
         """Have the scheduler's actor listen, once all are there."""
@@ -135,8 +138,16 @@ class RayAgent:
     def _seat(self, restarts: int, **options: Any) -> Seat:
         make = ray.remote(concurrency_groups={"orders": 1}, max_restarts=restarts, num_cpus=_ROOM["CPU"])
         actor = make(ray_bridge.Bridge).options(**options).remote(self._plan["command"])
-        self._seats.append(Seat(actor, restarts, self._plan["silence"], self._said))
-        return self._seats[-1]
+        seat = Seat(actor, restarts, self._plan["silence"], self._said)
+        self._seats.append(seat)
+        for task in seat.tasks:
+            task.add_done_callback(self._look_at)
+        return seat
+
+    def _look_at(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self._broken.done():
+            self._broken.set_exception(error)
 
     def _start(self, order: Message) -> None:
         self._started = order
@@ -166,7 +177,8 @@ class RayAgent:
         while not self._pulse.is_lost(time.monotonic()):
             for seat in self._seats:
                 seat.beat(time.monotonic())
-            await self._tell({"event": "beat"})
+            if not self._events.transport.get_write_buffer_size():  # else the launcher is not reading for now
+                self._events.write(encode({"event": "beat"}))
             await asyncio.sleep(BEAT)
 
     async def _said(self, event: Message) -> None:
@@ -180,8 +192,9 @@ class RayAgent:
 
     async def _tell(self, event: Message) -> None:
         """Returns when the launcher takes more."""
-        self._events.write(encode(event))
-        await self._events.drain()
+        async with self._turn:
+            self._events.write(encode(event))
+            await self._events.drain()
 
     async def _end(self) -> None:
         for seat in self._seats:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
+from ray.exceptions import ActorUnavailableError, RayError
 
 from .protocol import PROTOCOL, Message, MessageReader, encode
 from .pulse import Pulse
@@ -46,7 +46,7 @@ class Seat:
         self._log = ""  # where the agent's stderr is
         self._reason = ""  # why the actor was killed by us
         self.host = self.address = ""  # of the node
-        self._tasks = [asyncio.create_task(self._live()), asyncio.create_task(self._write())]
+        self.tasks = [asyncio.create_task(self._live()), asyncio.create_task(self._write())]
 
     async def ready(self) -> None:
         """Wait until Ray has started the actor for the first time; raises Unusable."""
@@ -54,7 +54,7 @@ class Seat:
 
     async def ended(self) -> None:
         """Wait until the agent has ended, after ``close``."""
-        await asyncio.wait(self._tasks)
+        await asyncio.wait(self.tasks)
 
     # -- orders -------------------------------------------------------------------------------------------------------
 
@@ -107,9 +107,9 @@ class Seat:
             self._wake.clear()
             data = bytes(self._out)
             self._out.clear()
-            with contextlib.suppress(RayActorError):  # which shows where events are read
+            with contextlib.suppress(RayError):  # which shows where events are read
                 await self._actor.order.options(**group).remote(data)
-        with contextlib.suppress(RayActorError):
+        with contextlib.suppress(RayError):
             await self._actor.close.options(**group).remote()
 
     # -- lives of the actor -------------------------------------------------------------------------------------------
@@ -117,19 +117,18 @@ class Seat:
     async def _live(self) -> None:
         while True:
             self._reason = ""
-            reason = ""
             try:
                 await self._begin()
                 await self._listen()
                 if self._closing:
                     return
                 await self._bury()
-            except ActorDiedError as error:
-                reason = _gist(str(error))
-            except RayActorError:  # Ray starts it again
+            except ActorUnavailableError:  # Ray starts it again
                 pass
+            except RayError as error:
+                self._kill(self._reason or _gist(str(error)))
             self._pulse = None
-            if not await self._goes_on(self._reason or reason):
+            if not await self._goes_on(self._reason):
                 return
 
     async def _begin(self) -> None:
