@@ -232,14 +232,14 @@ class Job:
         if self._spec.elastic is None and not self._spec.shards:
             return
         first = self._spec.hosts[0]
-        place = directory = self._directories[first.name]
-        if not first.is_here:
+        place = directory = self._directories.get(first.name)  # Ray's actors have theirs, which are of no use here
+        if directory is None or not first.is_here:
             directory = self._own_directory = str(make_directory())
         self._control = Control(directory)
         if self._spec.elastic is not None:
             least, most = self._spec.elastic.least, self._spec.elastic.most
             self._say(f"{least} to {most} workers: pslite scale --job {directory} --workers N")
-            if line := one_more(self._spec, root, place):
+            if place is not None and (line := one_more(self._spec, root, place)):
                 near = first.is_here or not self._spec.keys
                 where = "" if near else f" on {first.name}, or with that key and roster.json from there"
                 self._say(f"another one by hand{where}: {line}")
