@@ -97,7 +97,8 @@ def _ending(process: Process) -> str:
 
 
 def _still_there(supervisor: Supervisor) -> list[str]:
-    killed = [p for p in supervisor.processes if p.exit is None or p.exit == -signal.SIGKILL]
+    started = [p for p in supervisor.processes if p.pid is not None]
+    killed = [p for p in started if p.exit is None or p.exit == -signal.SIGKILL]
     return [f"  did not end by themselves: {_names(killed)}"] if killed else []
 
 

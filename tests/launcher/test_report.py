@@ -117,6 +117,12 @@ def test_after_an_interruption_those_that_had_to_be_killed_are_named() -> None:
     ]
 
 
+def test_an_interruption_before_anything_has_started_names_nobody() -> None:
+    supervisor = job()
+    supervisor.signalled(SIGTERM, 101)
+    assert report(supervisor) == ["pslite: stopped by SIGTERM"]
+
+
 def test_a_good_end_is_not_reported() -> None:
     supervisor = started()
     for index in (2, 1, 0):
