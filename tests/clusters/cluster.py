@@ -86,6 +86,8 @@ class Cluster:
             yield
         finally:
             self.network.plug(machine.host, True)
+            for each in self.machines:  # whom they could not find they would not look for at once
+                each.host.run("ip", "neighbour", "flush", "dev", "eth0")
 
     @contextmanager
     def no_login(self, machine: Machine) -> Iterator[None]:
