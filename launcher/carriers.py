@@ -16,7 +16,7 @@ SILENCE = 2.5  # seconds without a beat after which either end of a carrier take
 #: The agent is started isolated (-I): a ``select.py`` or ``launcher.py`` in the user's directory must not shadow ours.
 #: It has no character that a shell would look at between single quotes.
 _BOOT = "import sys; sys.path.insert({at}, sys.argv[1]); from launcher.agent import main; main(float(sys.argv[2]))"
-_LAST = "len(sys.path)"  # elsewhere what is installed goes before a checkout of this host's
+_FIRST, _LAST = "0", "len(sys.path)"
 
 
 class Carrier(Protocol):
@@ -47,10 +47,12 @@ def import_root() -> str | None:
 
 def agent_here() -> list[str]:
     """The command that runs an agent as a child: its pipes end with the launcher, so it needs no beats."""
-    return [sys.executable, "-I", "-c", _BOOT.format(at=0), str(package_root()), "0"]
+    return [sys.executable, "-I", "-c", _BOOT.format(at=_FIRST), str(package_root()), "0"]
 
 
 def agent_elsewhere(options: Options) -> list[str]:
     """The command for a carrier to run."""
     python = options.python or sys.executable
-    return [python, "-I", "-c", _BOOT.format(at=_LAST), str(package_root()), str(SILENCE)]
+    # A checkout goes before what is installed, as it does for the processes; else what that host has goes first.
+    at = _LAST if import_root() is None else _FIRST
+    return [python, "-I", "-c", _BOOT.format(at=at), str(package_root()), str(SILENCE)]
