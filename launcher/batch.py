@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
-from .carriers import package_root
+from .boot import package_root
 from .options import Options
 
 #: Isolated (-I), as the agents are: no file in the working directory must shadow ours.

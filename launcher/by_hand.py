@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from . import addresses
-from .carriers import import_root
+from .boot import import_root
 from .errors import UsageError
 from .joining import first_lines
 from .keys import key_file

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from . import batch, carriers, kubernetes
+from . import batch, boot, carriers, kubernetes
 from .check import check
 from .console import Console
 from .errors import UsageError
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "pslite-launch") -> int:
         carrier = carriers.load(options.launcher)
         hosts = carrier.hosts(options, os.environ)
         carry = partial(carrier.argv, options=options)
-        spec = plan(options, hosts, os.environ, carriers.import_root(), os.getcwd())
+        spec = plan(options, hosts, os.environ, boot.import_root(), os.getcwd())
         if options.dry_run:
             sys.stdout.write(_describe(spec, carry, options.format))
             return 0

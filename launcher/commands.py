@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from . import by_hand, carriers, cli, keys, scale
+from . import boot, by_hand, cli, keys, scale
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +31,7 @@ def _launch(arguments: Sequence[str]) -> int:
 
 def _become(module: str, arguments: Sequence[str]) -> int:
     """Become ``python -m MODULE``: the launcher imports nothing of the packages that it starts."""
-    path = os.pathsep.join(filter(None, (carriers.import_root(), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (boot.import_root(), os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-m", module, *arguments]
     os.execve(sys.executable, command, os.environ | ({"PYTHONPATH": path} if path else {}))
 
@@ -59,7 +59,7 @@ def _version(distribution: str) -> str:
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
-        source = f" (running from {carriers.package_root()})" if distribution == "pslite" else ""
+        source = f" (running from {boot.package_root()})" if distribution == "pslite" else ""
         return f"not installed{source}"
 
 

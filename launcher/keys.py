@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from .carriers import import_root
+from .boot import import_root
 from .spec import ProcessSpec
 
 _LONGEST = 30.0  # seconds, of which it takes half a one

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from .carriers import SILENCE
+from .boot import SILENCE
 from .hosts import Host
 from .logs import LineSplitter
 from .protocol import BEAT, Message, MessageReader, encode

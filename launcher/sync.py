@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from . import ssh
+from .carriers import ssh
 from .errors import UsageError
 from .hosts import Host
 from .options import Options

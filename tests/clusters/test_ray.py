@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import ray
+from launcher.carriers import ray
 from launcher.errors import UsageError
 from launcher.options import parse
 from tests.clusters.ray_cluster import need_ray, ray_cluster

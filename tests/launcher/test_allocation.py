@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher import mpi, sge, slurm
-from launcher.allocation import offered
+from launcher.carriers import mpi, sge, slurm
+from launcher.carriers.allocation import offered
 from launcher.errors import UsageError
 from launcher.hosts import Host
 from launcher.options import Options, parse

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from launcher.ray_split import keys_of, summary
+from launcher.carriers.ray_split import keys_of, summary
 
 KEYS = ("scheduler", "server-0", "server-1", "server-2", "worker-0", "worker-1", "worker-2")
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher import carriers, ssh
+from launcher import boot
+from launcher.carriers import ssh
 from launcher.errors import UsageError
 from launcher.hosts import Host
 from launcher.options import Options, parse
@@ -56,7 +57,7 @@ def test_the_path_of_an_interpreter_is_quoted(python: str) -> None:
 
 
 def test_this_host_needs_no_ssh() -> None:
-    assert ssh.argv(Host("localhost"), options()) == carriers.agent_here()
+    assert ssh.argv(Host("localhost"), options()) == boot.agent_here()
 
 
 @pytest.mark.parametrize(
@@ -116,4 +117,4 @@ def test_which_sshs_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UsageError, match="needs the program ssh"):
         ssh.hosts(options(), {})
-    assert subprocess.run(carriers.agent_here(), stdin=subprocess.DEVNULL, capture_output=True).returncode == 0
+    assert subprocess.run(boot.agent_here(), stdin=subprocess.DEVNULL, capture_output=True).returncode == 0

@@ -1,4 +1,4 @@
-"""The actor of a process: it carries bytes between ``launcher.ray_agent`` and an agent on its node.
+"""The actor of a process: it carries bytes between ``ray_agent`` and an agent on its node.
 
 Ray gets this class by value, for a node need not find this module: it uses the standard library only.
 """

@@ -1,4 +1,4 @@
-"""``--launcher ray``: an actor of a Ray cluster for each process of the job, looked after by ``launcher.ray_agent``."""
+"""``--launcher ray``: an actor of a Ray cluster for each process of the job, looked after by ``ray_agent``."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .carriers import SILENCE, agent_elsewhere, package_root
-from .errors import UsageError
-from .hosts import Host
-from .options import Options
+from launcher.boot import SILENCE, agent_elsewhere, package_root
+from launcher.errors import UsageError
+from launcher.hosts import Host
+from launcher.options import Options
 
 _BOOT = (
     "import sys; sys.path.insert(0, sys.argv[1]); sys.path.append(sys.argv[2]); "
-    "from launcher.ray_agent import main; main(sys.argv[3])"
+    "from launcher.carriers.ray_agent import main; main(sys.argv[3])"
 )
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 
+from launcher.errors import UsageError
+from launcher.hosts import Host
+from launcher.options import Options
+
 from .allocation import agent_on, listed, named, offered
-from .errors import UsageError
-from .hosts import Host
-from .options import Options
 
 
 def hosts(options: Options, environ: Mapping[str, str]) -> Sequence[Host]:

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from .carriers import agent_elsewhere, agent_here
-from .errors import UsageError
-from .hosts import Host, parse_hosts
-from .options import Options
+from launcher.boot import agent_elsewhere, agent_here
+from launcher.errors import UsageError
+from launcher.hosts import Host, parse_hosts
+from launcher.options import Options
 
 #: Of the launcher's host. These carriers bring its environment along, and there they would name a wrong address.
 _OF_ONE_HOST = ("SSH_CONNECTION", "DMLC_NODE_HOST")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from .carriers import agent_here
-from .hosts import HERE, Host
-from .options import Options
+from launcher.boot import agent_here
+from launcher.hosts import HERE, Host
+from launcher.options import Options
 
 
 def hosts(options: Options, environ: Mapping[str, str]) -> Sequence[Host]:

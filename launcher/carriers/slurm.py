@@ -7,10 +7,11 @@ import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 
+from launcher.errors import UsageError
+from launcher.hosts import Host
+from launcher.options import Options
+
 from .allocation import agent_on, named, offered
-from .errors import UsageError
-from .hosts import Host
-from .options import Options
 
 #: These change what srun does or writes, and have no option that says the contrary.
 _IN_THE_WAY = ("SLURM_EXACT", "SLURM_EXCLUSIVE", "SLURM_LABELIO", "SLURM_UNBUFFEREDIO")

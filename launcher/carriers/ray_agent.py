@@ -19,12 +19,13 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from launcher.protocol import BEAT, PROTOCOL, Message, MessageReader, encode
+from launcher.pulse import Pulse
+from launcher.survey import reach
+
 from . import ray_bridge
-from .protocol import BEAT, PROTOCOL, Message, MessageReader, encode
-from .pulse import Pulse
 from .ray_seat import Seat, Unusable
 from .ray_split import keys_of, summary
-from .survey import reach
 
 _CHUNK = 1 << 18
 _PATIENCE = 2.0  # seconds until the user is told that the cluster has no room
@@ -229,7 +230,7 @@ def _connect(address: str) -> None:
 
 
 def main(text: str) -> None:
-    """Run the agent on stdin and stdout; ``text``: as ``launcher.ray`` gives it."""
+    """Run the agent on stdin and stdout; ``text``: as ``ray`` gives it."""
     events = os.dup(sys.stdout.fileno())
     # Ray prints there what happens to its workers, which is the launcher's to tell.
     with open(os.devnull, "wb") as nothing:

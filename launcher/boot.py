@@ -1,14 +1,10 @@
-"""How an agent gets onto a host. A carrier starts one command there, and carries its stdin, stdout and stderr."""
+"""The command that runs an agent, here or on another host, and where it finds this package."""
 
 from __future__ import annotations
 
-import importlib
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, cast
 
-from .hosts import Host
 from .options import Options
 
 SILENCE = 2.5  # seconds without a beat after which either end of a carrier takes the other one for lost
@@ -17,21 +13,6 @@ SILENCE = 2.5  # seconds without a beat after which either end of a carrier take
 #: It has no character that a shell would look at between single quotes.
 _BOOT = "import sys; sys.path.insert({at}, sys.argv[1]); from launcher.agent import main; main(float(sys.argv[2]))"
 _FIRST, _LAST = "0", "len(sys.path)"
-
-
-class Carrier(Protocol):
-    """A module of this package, imported when its launcher is chosen."""
-
-    def hosts(self, options: Options, environ: Mapping[str, str]) -> Sequence[Host]:
-        """The hosts that there are. Raises UsageError."""
-
-    def argv(self, host: Host, options: Options) -> list[str]:
-        """The command that runs an agent there."""
-
-
-def load(launcher: str) -> Carrier:
-    """The carrier of ``--launcher NAME``."""
-    return cast(Carrier, importlib.import_module(f".{launcher}", __package__))
 
 
 def package_root() -> Path:

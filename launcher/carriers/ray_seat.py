@@ -12,8 +12,8 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, RayError
 
-from .protocol import PROTOCOL, Message, MessageReader, encode
-from .pulse import Pulse
+from launcher.protocol import PROTOCOL, Message, MessageReader, encode
+from launcher.pulse import Pulse
 
 _TURN = 0.05  # seconds between looks for an actor that is being started again
 _AHEAD = 16  # pieces of events that an actor may be ahead of who reads them: from there on processes wait
@@ -25,7 +25,7 @@ class Unusable(Exception):
 
 
 class Seat:
-    """Used by the one event loop of ``launcher.ray_agent`` only."""
+    """Used by the one event loop of ``ray_agent`` only."""
 
     def __init__(self, actor: Any, restarts: int, silence: float, tell: Callable[[Message], Awaitable[None]]) -> None:
         self._actor, self._silence, self._tell = actor, silence, tell

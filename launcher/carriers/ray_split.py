@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .keys import key_file
-from .protocol import Message
+from launcher.keys import key_file
+from launcher.protocol import Message
 
 
 def keys_of(process: Message, order: Message) -> dict[str, str]:

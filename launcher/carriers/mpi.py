@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 
+from launcher.errors import UsageError
+from launcher.hosts import Host
+from launcher.options import Options
+
 from . import slurm
 from .allocation import agent_on, listed, named, offered
-from .errors import UsageError
-from .hosts import Host
-from .options import Options
 
 #: Files with a line for each task (PBS, LSF) or for each host (Grid Engine: its name, then how many).
 _NODE_FILES = ("PBS_NODEFILE", "LSB_DJOB_HOSTFILE", "PE_HOSTFILE")

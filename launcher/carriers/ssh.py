@@ -9,10 +9,10 @@ import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 
-from .carriers import agent_elsewhere, agent_here
-from .errors import UsageError
-from .hosts import Host, parse_hosts
-from .options import Options
+from launcher.boot import agent_elsewhere, agent_here
+from launcher.errors import UsageError
+from launcher.hosts import Host, parse_hosts
+from launcher.options import Options
 
 _CONNECT_TIMEOUT = 10  # seconds, unless the user's options have another one
 
