@@ -11,7 +11,8 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from . import batch, boot, carriers, kubernetes
+from . import batch, boot, kubernetes
+from .carriers.base import load
 from .check import check
 from .console import Console
 from .errors import UsageError
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "pslite-launch") -> int:
         if options.launcher == "kubernetes":
             _write_manifest(options, job)
             return 0
-        carrier = carriers.load(options.launcher)
+        carrier = load(options.launcher)
         hosts = carrier.hosts(options, os.environ)
         carry = partial(carrier.argv, options=options)
         spec = plan(options, hosts, os.environ, boot.import_root(), os.getcwd())
