@@ -168,20 +168,23 @@ class Inbox:
 
     def accept(self, message: Message) -> tuple[list[Message], bool]:
         """The requests that may be delivered now, in order, and whether a gap was just found."""
-        if message.seq > self.expected:
-            gap = not self.held
-            if len(self.held) < MAX_HELD:
-                self.held[message.seq] = message
-            return [], gap
+        if self.expected < message.floor <= message.seq:
+            self._skip(message.floor)
+        gap = not self.held
+        if message.seq == self.expected or len(self.held) < MAX_HELD:
+            self.held[message.seq] = message
         ready = []
-        successor: Message | None = message
-        while successor is not None:
+        while (successor := self.held.pop(self.expected, None)) is not None:
             ready.append(successor)
             self.active[successor.seq] = successor
             self.unsaid += cost(successor)
             self.expected += 1
-            successor = self.held.pop(self.expected, None)
-        return ready, False
+        return ready, gap and not ready
+
+    def _skip(self, floor: int) -> None:
+        """What has not come of lower numbers never will: its sender took us for another one, and has numbered anew."""
+        self.expected = floor
+        self.held = {seq: message for seq, message in self.held.items() if seq >= floor}
 
     def forget(self, acks: list[int], floor: int) -> None:
         """Drop what the sender has the answers of: those that it names, and in time all below what it waits for."""

@@ -104,7 +104,7 @@ class Bundle(Entry):
         contents = [None] * self.keys if whole.content is None else self.parts(whole.content)
         places, numbers = whole.ticket.per_key(self.keys), self.each(whole.number)
         for i, (entry, content, (ticket, index)) in enumerate(zip(self.members, contents, places, strict=True)):
-            entry.add(rank, Contribution(ticket, index, content, None, whole.rule, int(numbers[i])))
+            entry.add(rank, Contribution(ticket, index, content, None, whole.rule, int(numbers[i]), whole.past))
 
     def each(self, number: Number) -> NDArray[np.uint64]:
         """A number of every key."""

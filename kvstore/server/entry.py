@@ -30,6 +30,7 @@ class Contribution:
     ids: Ids | None  # the rows that a pull wants; None: all
     rule: Rule | None  # in force when it arrived; rank order decides whose counts
     number: Number = 0  # of the push, by its worker
+    past: bool = False  # its worker died; the successor has not come so far yet
 
     @property
     def step(self) -> int:
@@ -62,5 +63,31 @@ class Entry:
         return self.value.version
 
     def add(self, rank: int, contribution: Contribution) -> None:
-        """Put it behind what this rank asked for before."""
-        self.queues.setdefault(rank, deque()).append(contribution)
+        """Put it behind what this process asked for before.
+
+        A restarted worker redoes a step: what its predecessor pushed for later ones does not hold it up, for that may
+        wait for others which wait for this one.
+        """
+        queue = self.queues.setdefault(rank, deque())
+        if not queue or contribution.past:
+            queue.append(contribution)
+        elif contribution.content is not None:
+            for earlier in queue:
+                earlier.past = False
+            queue.append(contribution)
+        else:
+            queue.insert(self._place(queue, contribution), contribution)
+
+    def _place(self, queue: deque[Contribution], pull: Contribution) -> int:
+        """Behind the push that it belongs to, if that was taken in before; else behind all of this process."""
+        for place, earlier in enumerate(queue):
+            if isinstance(pull.number, int) and isinstance(earlier.number, int) and earlier.content is not None:
+                earlier.past = earlier.past and earlier.number > pull.number
+            if earlier.past:
+                return place
+        return len(queue)
+
+    def leave(self, rank: int) -> None:
+        """The process of this rank died, and another one will take its place."""
+        for contribution in self.queues.get(rank, ()):
+            contribution.past = True

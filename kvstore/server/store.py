@@ -241,9 +241,10 @@ class Store:
 
     def _is_new(self, entry: Entry, rank: int, contribution: Contribution, number: int) -> bool:
         """Whether a push was not taken in before; it is now."""
+        contribution.number = number
         if number <= entry.taken.get(rank, 0):
             return False
-        entry.taken[rank] = contribution.number = number
+        entry.taken[rank] = number
         return True
 
     def read(self, token: Any, rank: int, keys: Sequence[int], wanted: Sequence[Ids | None] = (),
@@ -534,8 +535,7 @@ class Store:
     def on_peer_ended(self, rank: int, error: PeerError) -> list[Ticket]:
         """A worker finished, failed or was lost: rounds that need it fail at once, unless it left them."""
         done = self.members.on_peer_ended(rank, error)
-        self._forget_bursts(rank)
-        self._forget_rules_before(rank)
+        self._forget(rank)
         lead = self.members.lead
         done += self.settings.on_lead(lead, self.members.gone.get(lead))
         done += self.meeting.on_peer_ended(rank, error)
@@ -543,15 +543,15 @@ class Store:
 
     def on_peer_away(self, rank: int, error: PeerError) -> list[Ticket]:
         """A worker died, and its successor is awaited: what it has pushed counts, its questions do not."""
-        self._forget_bursts(rank)
-        self._forget_rules_before(rank)
+        self._forget(rank)
         self.members.on_peer_away(rank)
+        for entry in self._all():
+            entry.leave(rank)
         return self.meeting.on_peer_away(rank, error)
 
-    def _forget_rules_before(self, rank: int) -> None:
+    def _forget(self, rank: int) -> None:
+        """What only the process that died can go on with."""
         self._rules_before = {push: rule for push, rule in self._rules_before.items() if push[0] != rank}
-
-    def _forget_bursts(self, rank: int) -> None:
         self._apart = {burst: tickets for burst, tickets in self._apart.items() if burst[0] != rank}
 
     def missing(self, mine: Callable[[Any], bool]) -> list[str]:

@@ -18,9 +18,9 @@ from kvstore.optimizer.base import _REGISTRY
 from kvstore.server.store import New
 from kvstore.spec import Spec
 from pslite.dtypes import CODES, NAMES
-from pslite.errors import DTypeError, DuplicateKeyError, ShapeError, UnknownKeyError
+from pslite.errors import DTypeError, DuplicateKeyError, PeerLost, ShapeError, UnknownKeyError
 
-from .driving import Driver
+from .driving import Driver, _content, answers
 
 
 def test_a_round_takes_one_push_of_every_rank() -> None:
@@ -399,3 +399,44 @@ def test_requests_that_do_not_fit_are_refused_whole() -> None:
 def test_a_request_for_nothing_is_answered() -> None:
     assert Driver(2).pull(0, token="t") == [("t", [])]
     assert Driver(2).push(0, "t") == [("t", None)]
+
+
+def redo(d: Driver, rank: int, token: Any, number: int, value: float, key: int = 0) -> Any:
+    """A worker's push, with its number, and a pull."""
+    content = _content([value])
+    return answers(d.store.request(token, rank, [key], [content], pull=True, numbers=[number]))
+
+
+def test_what_a_dead_worker_pushed_ahead_does_not_hold_up_its_successor() -> None:
+    """Worker 1 died with its push of round 2 of w here; its successor redoes round 1, and worker 0 needs that."""
+    d = Driver(2)
+    d.init(w=[0.0])
+    redo(d, 0, "0 in round 1", 1, 1.0)
+    assert [token for token, _ in redo(d, 1, "1 in round 1", 1, 10.0)] == ["0 in round 1", "1 in round 1"]
+    assert redo(d, 1, "ahead", 2, 20.0) == []
+    d.store.on_peer_away(1, PeerLost(node="worker 1"))
+    assert redo(d, 1, "redone", 1, 10.0) == [("redone", [np.array([11.0])])]
+    assert d.pull(1, "w", token="asked") == [("asked", [np.array([11.0])])]
+    assert redo(d, 1, "caught up", 2, 20.0) == []
+    assert d.pull(1, "w", token="behind it") == []
+    done = redo(d, 0, "0 in round 2", 2, 2.0)
+    assert [token for token, _ in done] == ["0 in round 2", "ahead", "caught up", "behind it"]
+    assert d.value("w") == 22
+
+
+def test_nor_in_a_bundle() -> None:
+    d = Driver(2)
+    d.init(a=[0.0], b=[0.0])
+    keys, values = np.array([0, 1], np.uint64), (np.array([1.0, 1.0]), CODES["float64"])
+
+    def both(token: str, rank: int, number: int) -> list[Any]:
+        numbers = np.array([number, number], np.uint64)
+        return [t.token for t in d.store.request_all(token, rank, keys, values, True, numbers=numbers)]
+
+    assert both("0", 0, 1) + both("1", 1, 1) == ["0", "1"]
+    assert both("ahead", 1, 2) == []
+    d.store.on_peer_away(1, PeerLost(node="worker 1"))
+    assert [t.token for t in d.store.request_all("asked", 1, keys, None, True)] == ["asked"]
+    assert both("redone", 1, 1) == ["redone"]
+    assert both("caught up", 1, 2) == []
+    assert set(both("0 again", 0, 2)) == {"ahead", "caught up", "0 again"}

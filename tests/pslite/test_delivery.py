@@ -319,6 +319,20 @@ def test_what_was_sent_to_a_predecessor_is_not_taken_for_what_is_numbered_anew()
     assert "parked=3" in repr(second), "a HELLO that comes again changes nothing"
 
 
+def test_a_sender_that_numbers_anew_for_the_process_that_it_has_spoken_to_already_leaves_no_gap() -> None:
+    """It heard of two processes one after the other; what it sent to the first one has reached the second."""
+    worker, server = Delivery(5, 1.0), Delivery(2, 1.0)
+    worker.open(8, 8)
+    sent = [worker.request(0.0, 8, Message(Kind.REQUEST, body=[n]), lambda _: None)[1][0].message for n in range(2)]
+    [first] = server.on_request(b"w", again(sent[0]))[0]
+    lost = [send.message.seq for send in worker.resume(1.0, 8, 8)]
+    anew = [send.message for send in worker.resume(1.1, 8, 8)]
+    assert (first.seq, lost, [m.seq for m in anew], [m.floor for m in anew]) == (1, [3, 4], [5, 6], [5, 5])
+    assert server.on_request(b"w", again(anew[1]))[0] == []
+    assert [request.body for request in server.on_request(b"w", again(anew[0]))[0]] == [[0], [1]]
+    assert server.on_request(b"w", again(sent[1])) == ([], []), "the store knows what it has, for pushes have numbers"
+
+
 def test_an_answer_to_a_predecessor_is_not_taken_for_one_to_its_successor() -> None:
     worker, first, second = Delivery(5, 1.0), Delivery(1, 1.0), Delivery(2, 1.0)
     worker.node = 9
