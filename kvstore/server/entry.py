@@ -29,7 +29,7 @@ class Contribution:
     content: Received | None
     ids: Ids | None  # the rows that a pull wants; None: all
     rule: Rule | None  # in force when it arrived; rank order decides whose counts
-    number: Number = 0  # of the push, by its worker
+    number: Number = 0  # of the push, by its worker; of a pull 0
     past: bool = False  # its worker died; the successor has not come so far yet
 
     @property
@@ -81,7 +81,7 @@ class Entry:
     def _place(self, queue: deque[Contribution], pull: Contribution) -> int:
         """Behind the push that it belongs to, if that was taken in before; else behind all of this process."""
         for place, earlier in enumerate(queue):
-            if isinstance(pull.number, int) and isinstance(earlier.number, int) and earlier.content is not None:
+            if isinstance(pull.number, int) and isinstance(earlier.number, int):
                 earlier.past = earlier.past and earlier.number > pull.number
             if earlier.past:
                 return place
@@ -89,5 +89,8 @@ class Entry:
 
     def leave(self, rank: int) -> None:
         """The process of this rank died, and another one will take its place."""
+        last: Number = 0
         for contribution in self.queues.get(rank, ()):
-            contribution.past = True
+            if isinstance(contribution.number, int) and contribution.number == 0:
+                contribution.number = last  # a pull is passed with the push before it
+            last, contribution.past = contribution.number, True

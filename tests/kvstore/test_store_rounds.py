@@ -413,15 +413,17 @@ def test_what_a_dead_worker_pushed_ahead_does_not_hold_up_its_successor() -> Non
     d.init(w=[0.0])
     redo(d, 0, "0 in round 1", 1, 1.0)
     assert [token for token, _ in redo(d, 1, "1 in round 1", 1, 10.0)] == ["0 in round 1", "1 in round 1"]
-    assert redo(d, 1, "ahead", 2, 20.0) == []
+    assert redo(d, 1, "ahead", 2, 20.0) + d.pull(1, "w", token="asked before") + redo(d, 1, "further", 3, 30.0) == []
     d.store.on_peer_away(1, PeerLost(node="worker 1"))
     assert redo(d, 1, "redone", 1, 10.0) == [("redone", [np.array([11.0])])]
     assert d.pull(1, "w", token="asked") == [("asked", [np.array([11.0])])]
     assert redo(d, 1, "caught up", 2, 20.0) == []
     assert d.pull(1, "w", token="behind it") == []
     done = redo(d, 0, "0 in round 2", 2, 2.0)
-    assert [token for token, _ in done] == ["0 in round 2", "ahead", "caught up", "behind it"]
+    assert [token for token, _ in done] == ["0 in round 2", "ahead", "asked before", "caught up", "behind it"]
     assert d.value("w") == 22
+    assert redo(d, 1, "caught up again", 3, 30.0) == []
+    assert len(redo(d, 0, "0 in round 3", 3, 3.0)) == 3
 
 
 def test_nor_in_a_bundle() -> None:
