@@ -111,7 +111,8 @@ class Member:
     def name(self) -> str:
         """How errors call it."""
         rank = self.rank if self.rank >= 0 else self.wish
-        where = f" (pid {self.pid} on {self.host})" if self.pid else ""
+        host = f" on {self.host}" if self.host else ""  # the launcher's table of processes has none
+        where = f" (pid {self.pid}{host})" if self.pid else ""
         return self.role + (f" {rank}" if rank is not None else "") + where
 
     @property

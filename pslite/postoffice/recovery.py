@@ -161,9 +161,11 @@ class Recovery:
 
     @property
     def _finished(self) -> bool:
-        """Whether all workers have ended well: then nobody need be left who could say HELLO."""
-        ends = [self._hints.get(("worker", rank)) for rank in range(self.counts["worker"])]
-        return self.successor and all(hint is not None and hint.exit == 0 for hint in ends)
+        """Whether all workers have ended well, or all members somehow: then nobody need be left to say HELLO."""
+        ends = {place: hint.exit for place, hint in self._hints.items() if place[0] in self.counts}
+        well = all(ends.get(("worker", rank)) == 0 for rank in range(self.counts["worker"]))
+        gone = None not in [*ends.values(), *(ends.get(place) for place in self._places())]
+        return self.successor and (well or gone)
 
     def due(self, now: float) -> bool:
         """Whether all are accounted for that may be expected to, or the time for that is over."""

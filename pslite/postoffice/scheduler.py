@@ -130,6 +130,7 @@ class Scheduler:
         if self.membership.complete or not recovery.due(now):
             return Step()
         hellos = recovery.hellos
+        recovery.joins += [(member.link, member.join) for member in self.membership.members]  # if nobody said HELLO
         self.membership.restore(recovery.members(now), recovery.policy, recovery.epoch, now)
         nodes = [ids.SCHEDULER, *(member.node for member in self.membership.members)]
         passed = {node: hello.barriers for node, hello in hellos.items()}

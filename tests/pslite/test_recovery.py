@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 
 from pslite import ids
-from pslite.errors import PeerLost, PSError, WorkerFinished
+from pslite.errors import JoinError, PeerLost, PSError, WorkerFinished
 from pslite.postoffice.barrier import Answer, Barriers
 from pslite.postoffice.membership import BEAT_INTERVAL, Hint, Membership, Policy, State
 from pslite.postoffice.recovery import HELLO_WITHIN, START_WITHIN, Recollection, Recovery, routing_id
@@ -94,6 +94,34 @@ def test_a_worker_that_others_saw_end_is_not_awaited() -> None:
 def test_the_job_is_over_when_all_workers_ended_well_and_nobody_is_left() -> None:
     job = Successor()
     assert job.hints(0.1, worker0=0, worker1=0, server0=0).over is True
+
+
+@pytest.mark.parametrize(("policy", "clean"), [("shrink", True), ("wait", False)])
+def test_the_job_is_over_when_all_have_ended_and_a_worker_was_lost(policy: str, clean: bool) -> None:
+    """Its scheduler died after all others: nobody is left who could say HELLO, and nobody is waited for."""
+    job, ends = Successor(policy), {"worker0": 0, "worker1": -9, "server0": 0}
+    assert not job.hints(0.1, worker0=0, worker1=-9).complete, "the server may say HELLO"
+    step, now = job.hints(0.2, **ends), 0.2
+    assert step.complete and step.failure is None
+    while step.over is None and now < 10:
+        now += BEAT_INTERVAL
+        for link in step.beats:
+            job.membership.on_unreachable(link, now)
+        step = job.scheduler.on_timer(now)
+        if job.membership.away():
+            step = job.hints(now, **ends)
+    assert step.over is clean
+    assert [error.node for _, error in step.ended] == ["worker 1 (pid 5)"]
+
+
+def test_who_came_too_late_is_told_so_when_nobody_said_hello() -> None:
+    job = Successor()
+    request = Message(Kind.REQUEST, op=Op.JOIN, seq=1, incarnation=7, body=["worker", 1, [], "h", 7, 1, ""])
+    assert not job.scheduler.on_request(b"late", request, 0.1).answers
+    step = job.hints(0.2, worker0=0, worker1=0, server0=0)
+    assert step.over and step.joins == [(b"late", request)]
+    [answer] = job.scheduler.on_request(*step.joins[0], 0.2).answers
+    assert isinstance(answer.error, JoinError)
 
 
 def test_servers_are_told_that_the_job_is_over() -> None:
