@@ -29,6 +29,7 @@ class Launcher:
         self.processes: dict[tuple[str, int], Process] = {}  # the last ones
         self.restarts = 0
         self._told: set[int] = set()  # pids that were given up
+        self._succeeded: set[int] = set()  # pids whose successors run, or will
 
     def start(self, role: str, rank: int, restarts: int = 0) -> None:
         """Start a process, and let the scheduler know."""
@@ -70,6 +71,9 @@ class Launcher:
                 self._world.after(0.5, self._tell)
 
     def _succeed(self, process: Process) -> None:
+        if process.pid in self._succeeded:
+            return  # a zombie that dies before its successor starts has no other one
+        self._succeeded.add(process.pid)
         delay = self._world.rng.choice((0.05, 0.3, 1.0, 2.5))
         self._world.after(delay, partial(self.start, process.role, process.rank, process.restarts + 1))
 

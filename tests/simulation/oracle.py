@@ -41,8 +41,8 @@ class Oracle:
         if not self._job.launcher.restarts:
             return
         own = self._job.scheduler.membership.find(receiver.node)
-        if own is not None and (own.incarnation != receiver.incarnation or own.state == State.AWAY):
-            return  # it was given up itself, and nobody listens to it
+        if own is not None and (own.incarnation != receiver.incarnation or own.state in (State.AWAY, State.LOST)):
+            return  # it was given up itself: it hears of no successor, and nobody listens to it
         member = self._job.scheduler.membership.find(message.sender)
         if member is not None and member.state == State.UP and member.incarnation != message.incarnation:
             raise Violation(f"{receiver.name} accepted a message of a replaced {ids.name_of(message.sender)}")

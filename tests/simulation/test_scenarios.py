@@ -99,6 +99,23 @@ def test_the_scheduler_dies_at_any_point(asked: str, point: str, count: int) -> 
     assert result.restarts >= 1 or point == "join_reply", "nobody joins again"
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_zombie_has_one_successor(seed: int) -> None:
+    """It was given up, goes on, and hears that it was, before or after its successor starts."""
+    faults = [Fault(0.2, "pause", "worker", 2, seconds=2.5)]
+    result = Job(Plan(seed=seed, zombies=True, think=0.1, faults=faults)).run()
+    assert not result.violation, result.story
+    assert result.restarts == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_worker_that_was_dropped_reads_answers_of_a_server_that_died_meanwhile(seed: int) -> None:
+    """They were given before that server died, and change nothing: the worker itself is not listened to any more."""
+    faults = [Fault(0.3, "pause", "worker", 1, seconds=2.0), Fault(0.35, "crash", "server", 0, "after_ack", 2)]
+    result = Job(Plan(seed=seed, asked="shrink", ahead=3, think=0.1, delay=0.05, faults=faults)).run()
+    assert not result.violation, result.story
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_checkpoints_of_a_calm_job_are_all_written(seed: int) -> None:
     job = Job(Plan(seed=seed, save_every=0.1))
