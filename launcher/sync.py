@@ -16,6 +16,8 @@ def synchronize(hosts: Sequence[Host], options: Options) -> None:
     """Copy it to all at the same time. Raises UsageError that names the host where that failed."""
     assert options.sync_dst_dir is not None
     elsewhere = [host for host in hosts if not host.is_here]
+    if not elsewhere:
+        return
     sys.stderr.write(f"pslite: copying this directory to {', '.join(host.name for host in elsewhere)}\n")
     try:
         copies = [

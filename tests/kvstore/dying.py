@@ -192,3 +192,20 @@ def run(server: Server, steps: list[tuple[int, Any]]) -> dict[int, Any]:
             else:
                 server.push(who, SMALL[1] if what == "one small" else what)
     return server.values()
+
+
+def forget_keys(server: Server) -> None:
+    """Keys that a server has forgotten are not at its successor, and may be made again."""
+    shape = SHAPES[DENSE]
+    for key in (90, 91):
+        server.ask(0, lambda token, key=key: server.init(token, key, shape))
+    server.push_small(0)
+    server.store.forget([90, DENSE, SMALL[0], 777])
+    left = {91, SPARSE, *SMALL}  # what was pushed stays
+    assert set(server.store.keys()) == left
+    server.restart()
+    assert set(server.store.keys()) == left
+    server.push_small(1)
+    server.init("again", DENSE, shape)
+    server.restart()
+    assert set(server.store.keys()) == {*left, DENSE}

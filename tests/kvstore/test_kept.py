@@ -19,7 +19,7 @@ from pslite.errors import ConfigError, KeeperError
 from pslite.van.shared import journal
 from pslite.van.shared.kept import KeptArena
 
-from .dying import DENSE, RULES, SHAPES, SMALL, SPARSE, STEPS, WORKERS, Server, killing_at, run, sgd
+from .dying import DENSE, RULES, SPARSE, STEPS, WORKERS, Server, forget_keys, killing_at, run, sgd
 
 
 class Keeper:
@@ -192,17 +192,4 @@ def test_failpoints_of_one_process_and_of_its_successors() -> None:
 
 
 def test_keys_that_were_forgotten_do_not_come_again(keeper: Keeper) -> None:
-    server = Server(keeper, True, RULES["momentum"]())
-    shape = SHAPES[DENSE]
-    for key in (90, 91):
-        server.ask(0, lambda token, key=key: server.init(token, key, shape))
-    server.push_small(0)
-    server.store.forget([90, DENSE, SMALL[0], 777])
-    left = {91, SPARSE, *SMALL}  # what was pushed stays
-    assert set(server.store.keys()) == left
-    server.restart()
-    assert set(server.store.keys()) == left
-    server.push_small(1)
-    server.init("again", DENSE, shape)
-    server.restart()
-    assert set(server.store.keys()) == {*left, DENSE}
+    forget_keys(Server(keeper, True, RULES["momentum"]()))

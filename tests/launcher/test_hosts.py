@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -74,9 +75,8 @@ def test_a_bare_number_shows_both_spellings(text: str) -> None:
     ],
 )
 def test_mistakes_are_named(text: str, error: str) -> None:
-    with pytest.raises(UsageError, match=r".*") as raised:
+    with pytest.raises(UsageError, match=re.escape(error)):
         parse_hosts(text)
-    assert error in str(raised.value)
 
 
 def test_a_mistake_in_a_file_has_a_line(tmp_path: Path) -> None:
